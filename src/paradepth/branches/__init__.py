@@ -1,0 +1,7 @@
+"""Depth as parallel branches: n shallow stacks on the same input, their contributions added up."""
+
+from paradepth.branches.branches import Aggregate, Branches
+from paradepth.branches.executor import BranchExecutor
+from paradepth.branches.loop import Loop
+
+__all__ = ["Aggregate", "BranchExecutor", "Branches", "Loop"]

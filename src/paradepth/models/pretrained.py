@@ -1,0 +1,152 @@
+"""Saving and loading: a folder with `config.json` and `model.safetensors`, no pickle and no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+_MODEL_TYPES: dict[str, Any] = {}
+
+
+def register_model_type(name: str) -> Callable[[type], type]:
+    """Class decorator: makes `from_pretrained` build this class for configurations whose `model_type` is `name`."""
+
+    def add(cls: type) -> type:
+        assert name not in _MODEL_TYPES, f"model type {name} is registered twice"
+        _MODEL_TYPES[name] = cls
+        return cls
+
+    return add
+
+
+def config_dict(model: Any) -> dict[str, Any]:
+    """What `config.json` holds for `model`: version, model type and the model's options."""
+    from paradepth import __version__
+
+    return {"paradepth": __version__, "model_type": model.model_type, "model": dataclasses.asdict(model.config)}
+
+
+def build_model(config: dict[str, Any]) -> Any:
+    """The model that the content of a `config.json` describes, with fresh weights.
+
+    Raises:
+        ValueError: no or unknown `model_type`, or bad options.
+    """
+    kind = config.get("model_type")
+    if kind not in _MODEL_TYPES:
+        raise ValueError(f"model_type is {kind!r}; known are {sorted(_MODEL_TYPES)}")
+    return _MODEL_TYPES[kind].from_config(config["model"])
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+    """Writes `config.json` and `model.safetensors` into the folder `path`, each atomically.
+
+    Args:
+        model: a paradepth model.
+        path: folder, made if missing.
+        extra: further entries of `config.json`; `from_pretrained` ignores them.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _replace(folder / "model.safetensors", lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    text = json.dumps({**config_dict(model), **(extra or {})}, indent=2)
+    _replace(folder / "config.json", lambda file: file.write_text(text + "\n"))
+    return folder
+
+
+def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None = None) -> Any:
+    """Loads a model saved by `save_pretrained`, or the model of a run directory.
+
+    Nothing is fetched unless `hub` is true.
+
+    Args:
+        path: a folder; with `hub`, the name of a Hub repository ("user/name").
+        hub: download `config.json` and `model.safetensors` from the Hugging Face Hub (or take them from its local cache).
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The model in evaluation mode, on the CPU, with the dtype in which it was saved.
+
+    Raises:
+        ValueError: nothing there, damaged or incomplete files, or weights that do not fit the configuration.
+
+    >>> import paradepth, tempfile, torch
+    >>> model = paradepth.create_model("vit_nano", image_size=8, patch_size=4, depth=1).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = paradepth.from_pretrained(model.save_pretrained(folder))
+    >>> images = torch.rand(1, 3, 8, 8)
+    >>> bool(torch.equal(model(images), again(images)))
+    True
+    """
+    if hub:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["config.json", "model.safetensors"]
+        folder = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
+    else:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for Hub repositories; pass hub=True as well")
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; to fetch a Hub repository of that name pass hub=True")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}; a saved model has config.json and model.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: damaged file: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{folder / 'config.json'} does not describe a paradepth model")
+    model: nn.Module = build_model(config)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model = model.to(dtypes.pop())
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: the weights do not fit the configuration: {error}") from error
+    return model.eval()
+
+
+def push_to_hub(model: Any, repository: str, *, private: bool = False, token: str | None = None) -> str:
+    """Uploads `config.json` and `model.safetensors` to a Hub repository, which is made if missing; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    address = api.create_repo(repository, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        api.upload_folder(repo_id=repository, folder_path=save_pretrained(model, folder))
+    return str(address)

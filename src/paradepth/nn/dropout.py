@@ -1,0 +1,84 @@
+"""Dropout whose mask is a function of (seed, step, layer, data-parallel rank) and of nothing else.
+
+The usual dropout draws from a global random stream, so evaluating a layer twice gives two masks. Iterative depth executors,
+activation recomputation and resumed runs need the same one each time. Here a mask is a hash of the element's index under a key;
+`set_dropout_key` writes the keys of a whole model once per optimiser step.
+
+The hash is Wellons' 32-bit integer finaliser (two rounds, one key each), in plain integer tensor operations: it gives the same mask
+on every device and compiles into the surrounding graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def _mix(h: Tensor) -> Tensor:
+    # Shifts of signed integers copy the sign, so each is masked to act as an unsigned shift.
+    h = h ^ ((h >> 16) & 0xFFFF)
+    h = h * 0x7FEB352D
+    h = h ^ ((h >> 15) & 0x1FFFF)
+    h = h * -0x7B935975  # 0x846ca68b as a signed 32-bit number
+    return h ^ ((h >> 16) & 0xFFFF)
+
+
+class Dropout(nn.Module):
+    """Zeroes elements with probability `p` and scales the rest by 1/(1-p), in training mode only.
+
+    Two calls with the same key and shape use the same mask; `set_dropout_key` changes the key.
+
+    Args:
+        p: probability that an element is dropped, 0 <= p < 1.
+
+    Raises:
+        ValueError: `p` is outside [0, 1).
+
+    >>> drop = Dropout(0.5)
+    >>> x = torch.ones(1000)
+    >>> bool((drop(x) == drop(x)).all())
+    True
+    >>> set_dropout_key(drop, seed=1, step=2)
+    >>> 0.4 < drop(x).count_nonzero().item() / 1000 < 0.6
+    True
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"dropout is {p}; it must be at least 0 and below 1")
+        self.p = p
+        self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` with dropped elements, same shape and dtype."""
+        if self.p == 0.0 or not self.training:
+            return x
+        index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
+        h = _mix(_mix(index + self.key[0]) ^ self.key[1])
+        threshold = round(self.p * 2**32) - 2**31  # signed comparison stands for the unsigned one
+        keep = (h >= threshold).view(x.shape)
+        return x * keep.to(x.dtype) * (1.0 / (1.0 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def set_dropout_key(module: nn.Module, *, seed: int, step: int, rank: int = 0) -> None:
+    """Gives every `Dropout` inside `module` the key of (seed, step, its place in the module, rank).
+
+    Args:
+        module: a model or a layer; a layer's place is its qualified name, so truncated and grown models draw the same masks.
+        seed: the run's seed.
+        step: counts draws; one per forward pass that shall have a mask of its own.
+        rank: data-parallel rank.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, Dropout) and child.p:
+            digest = hashlib.blake2b(f"{seed}/{step}/{rank}/{name}".encode(), digest_size=8).digest()
+            words = [int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4)]
+            child.key.copy_(torch.tensor(words, dtype=torch.int32))

@@ -1,0 +1,86 @@
+"""Image classification."""
+
+from __future__ import annotations
+
+from paradepth.train import Config
+
+
+def digits_paraformer() -> Config:
+    """The demo: 8 × 8 digits that come with scikit-learn, 4 branches × 1 layer, stagewise."""
+    return Config().replace(
+        model="paraformer_nano",
+        branches=4,
+        depth=1,
+        patch_size=2,
+        data="digits",
+        crop_padding=1,
+        schedule="stagewise",
+        budget="120 epochs",
+        batch_size=64,
+        learning_rate=2e-3,
+        validations=24,
+    )
+
+
+def fashion_paraformer() -> Config:
+    """Fashion-MNIST, 4 branches × 2 layers of width 64."""
+    return Config().replace(
+        model="paraformer_nano",
+        patch_size=4,
+        data="fashion_mnist",
+        flip=True,
+        crop_padding=2,
+        schedule="stagewise",
+        budget="20 epochs",
+        learning_rate=2e-3,
+    )
+
+
+def fashion_vit() -> Config:
+    """Fashion-MNIST, the serial counterpart of `fashion_paraformer`: 8 layers of width 64."""
+    return fashion_paraformer().replace(model="vit_nano", depth=8, schedule="joint")
+
+
+def cifar10_paraformer() -> Config:
+    """CIFAR-10, 4 branches × 2 layers of width 192."""
+    return Config().replace(
+        model="paraformer_tiny",
+        patch_size=4,
+        data="cifar10",
+        flip=True,
+        crop_padding=4,
+        rand_augment=(2, 14),
+        schedule="stagewise",
+        budget="100 epochs",
+        label_smoothing=0.1,
+    )
+
+
+def cifar10_vit() -> Config:
+    """CIFAR-10, the serial counterpart of `cifar10_paraformer`: 8 layers of width 192."""
+    return cifar10_paraformer().replace(model="vit_tiny", depth=8, schedule="joint")
+
+
+def cifar100_paraformer() -> Config:
+    """CIFAR-100, 4 branches × 2 layers of width 192."""
+    return cifar10_paraformer().replace(data="cifar100")
+
+
+def paraformer_authors_224() -> Config:
+    """The authors' published setting, for a GPU: CIFAR-10 at 224 pixels, 8 branches × 2 layers, cycle, Adam without decay."""
+    return Config().replace(
+        model="paraformer_tiny_8x2_224",
+        data="cifar10",
+        image_size=224,
+        flip=True,
+        crop_padding=4,
+        rand_augment=(2, 14),
+        schedule="cycle",
+        budget="300 epochs",
+        batch_size=500,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        warmup=0.0,
+        decay="constant",
+        clip=1.0,
+    )

@@ -1,0 +1,289 @@
+"""The page of one run, and the entry point that writes the page of one run or of several."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from paradepth.report import figure, plots, text
+from paradepth.report.read import Run, number, read_run
+
+LARGEST_TABLE = 20  # classes; a larger confusion matrix is drawn as an image
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run (default `<run>/report.html`) or the comparison of several (then `out` is required).
+
+    Args:
+        runs: run directories. One that was interrupted or never evaluated is reported as such.
+        out: the HTML file to write. It is replaced in one step, so a reader never sees half a page.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: no runs, the same run twice, no `out` for several, or a file that is missing or damaged (named with
+            its line).
+        OSError: the page cannot be written.
+    """
+    from paradepth.report.compare import comparison_page
+
+    paths = [Path(run) for run in runs]
+    if not paths:
+        raise ValueError("no run directory was given; one or more are needed")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a run directory was given twice: {', '.join(map(str, paths))}")
+    if len(paths) > 1 and out is None:
+        raise ValueError(f"a comparison of {len(paths)} runs needs an output file; only a single run has a default")
+    loaded = [read_run(path) for path in paths]
+    target = Path(out) if out is not None else paths[0] / "report.html"
+    return write_page(run_page(loaded[0]) if len(loaded) == 1 else comparison_page(loaded), target)
+
+
+def write_page(html: str, target: Path) -> Path:
+    """Write a page atomically: a temporary file beside it, then one replacement."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a report has ordinary permissions
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def render(template: str, **context: Any) -> str:
+    """Render one of the package's templates; every value is escaped unless it is Markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("paradepth.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    light, dark = figure.theme_variables(dark=False), figure.theme_variables(dark=True)
+    return environment.get_template(template).render(light=light, dark=dark, fmt=text, **context)
+
+
+def run_page(run: Run) -> str:
+    """HTML of the page of one run."""
+    with figure.style():
+        progress, prefixes, branches = plots.progress(run), plots.prefix_curves(run), plots.branches(run)
+        confusion = _confusion(run)
+    return render(
+        "run.html.j2",
+        title=f"{run.label} on {run.data}",
+        subtitle=subtitle(run),
+        facts=facts(run),
+        notices=notices(run),
+        progress=progress,
+        prefixes=prefixes,
+        branches=branches,
+        serial=run.branches == 0,
+        split=run.split,
+        prefix_rows=prefix_rows(run),
+        confusion=confusion,
+        examples=_examples(run),
+        cost=cost(run),
+        environment=text.settings(run.environment, ("command",)),
+        model=text.settings(run.model, ("class_names",)),
+        training=text.settings({name: value for name, value in run.training.items() if value is not None}),
+        defaults=[name.replace("_", " ") for name, value in run.training.items() if value is None],
+        command=str(run.environment.get("command", "")),
+    )
+
+
+def subtitle(run: Run) -> str:
+    """One sentence: what was trained on what, and what it cost."""
+    how = f", {run.schedule} schedule" if run.schedule else ""
+    if run.branches:
+        body = f"ParaFormer of {text.plural(run.branches, 'branch').replace('branchs', 'branches')}"
+        body += f", {text.plural(int(run.model.get('depth', 0)), 'layer')} each"
+    else:
+        body = f"Serial Transformer of {text.plural(int(run.model.get('depth', 0)), 'layer')}"
+    samples = number(run.start, "train_samples")
+    on = f", trained on {samples:,.0f} images" if math.isfinite(samples) else ""
+    seed = run.training.get("seed")
+    return f"{body}, width {run.model.get('width', '?')}{how}{on}{f', seed {seed}' if seed is not None else ''}."
+
+
+def facts(run: Run) -> list[tuple[str, str, str]]:
+    """The headline figures: name, value, remark."""
+    accuracy = run.accuracy
+    samples = number(run.evaluation or {}, "samples")
+    if not accuracy:
+        first = ("Accuracy", text.MISSING, "not measured")
+    elif run.evaluation is None:
+        first = ("Validation accuracy", text.percent(accuracy[-1]), "not tested")
+    else:
+        remark = f"{samples:,.0f} images" if math.isfinite(samples) else ""
+        first = (f"{run.split.capitalize()} accuracy", text.percent(accuracy[-1]), remark)
+    seconds, device = run.seconds, str(run.environment.get("device", ""))
+    layers = number(run.start, "layers")
+    return [
+        first,
+        ("Parameters", text.count(run.start["parameters"]), f"{layers:.0f} layers" if math.isfinite(layers) else ""),
+        ("Layer evaluations", text.count(run.layer_evals), "of training"),
+        ("Training compute", text.count(run.flops, "FLOP"), ""),
+        ("Training time", text.duration(seconds), f"on {device}" if device else ""),
+    ]
+
+
+def notices(run: Run) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    if run.end is None:
+        step = number(run.last, "step")
+        where = (
+            f" The last entry of its log is step {step:,.0f}."
+            if math.isfinite(step)
+            else " Its log has no entries yet."
+        )
+        found.append(f"Training did not reach its end: it was interrupted, or is still going on.{where}")
+    elif run.end.get("reason", "budget") != "budget":
+        found.append(f"Training ended early: {run.end['reason']}.")
+    if run.evaluation is None:
+        if run.active and run.active < run.branches:
+            found.append(f"Only {run.active} of {run.branches} branches were in use at the last validation.")
+        rest = "accuracies below are those of the last validation." if run.accuracy else "there is no accuracy to show."
+        found.append(f"This run has no test evaluation; {rest}")
+    resumed = sum(event["event"] == "resumed" for event in run.interruptions)
+    if resumed:
+        found.append(f"Training was resumed {'once' if resumed == 1 else f'{resumed} times'} from a checkpoint.")
+    return found
+
+
+def prefix_rows(run: Run) -> list[dict[str, str]]:
+    """The table by prefix: accuracy, gain, loss, parameters, forward FLOPs, contribution of the branch."""
+    source = run.evaluation or (run.validation[-1] if run.validation else {})
+    losses, contribution = source.get("loss") or [], run.contribution
+    parameters, flops = run.start["parameters_by_prefix"], run.start.get("forward_flops") or []
+    rows = []
+    for k, accuracy in enumerate(run.accuracy):
+        rows.append(
+            {
+                "prefix": str(k + 1),
+                "accuracy": text.percent(accuracy),
+                "gain": text.points(accuracy - run.accuracy[k - 1]) if k else text.MISSING,
+                "loss": text.decimal(losses[k], 4) if k < len(losses) else text.MISSING,
+                "parameters": text.count(parameters[k]) if k < len(parameters) else text.MISSING,
+                "flops": text.count(flops[k], "FLOP") if k < len(flops) else text.MISSING,
+                "contribution": text.decimal(contribution[k], 3) if k < len(contribution) else text.MISSING,
+            }
+        )
+    return rows
+
+
+def cost(run: Run) -> list[tuple[str, str]]:
+    """Parameters, FLOPs and time, in full."""
+    budget = run.start.get("budget") or {}
+    per_sample = run.start.get("forward_flops") or [math.nan]
+    speed = [number(event, "samples_per_second") for event in run.train]
+    speed = [value for value in speed if math.isfinite(value)]
+    rows = [
+        ("parameters", f"{run.start['parameters']:,}"),
+        ("forward pass of one sample", text.count(float(per_sample[-1] or math.nan), "FLOP")),
+        ("training compute", text.count(run.flops, "FLOP")),
+        ("layer evaluations", f"{run.layer_evals:,.0f}"),
+        (
+            "budget",
+            f"{text.evals(float(budget['value']))} {str(budget.get('unit', '')).replace('_', ' ')}"
+            if budget.get("value")
+            else "",
+        ),
+        ("steps", f"{number(run.last, 'step'):,.0f}" if "step" in run.last else ""),
+        ("training time", text.duration(run.seconds)),
+        ("samples per second, median", f"{np.median(speed):,.0f}" if speed else ""),
+    ]
+    for name in ("train", "validation", "test"):
+        if math.isfinite(samples := number(run.start, f"{name}_samples")):
+            rows.append((f"{name} samples", f"{samples:,.0f}"))
+    return [row for row in rows if row[1]]
+
+
+def _confusion(run: Run) -> dict[str, Any] | None:
+    if run.evaluation is None or not run.evaluation.get("confusion"):
+        return None
+    names, table = run.class_names, np.array(run.evaluation["confusion"], dtype=float)
+    totals = table.sum(axis=1, keepdims=True)
+    shares = np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
+    mistakes = [
+        (int(table[t, p]), t, p) for t in range(len(names)) for p in range(len(names)) if t != p and table[t, p] > 0
+    ]
+    mistakes.sort(key=lambda item: (-item[0], item[1:]))
+    rows = []
+    if len(names) <= LARGEST_TABLE:
+        for t, name in enumerate(names):
+            cells = [
+                {
+                    "count": f"{table[t, p]:.0f}",
+                    "share": f"{100 * math.sqrt(shares[t, p]):.0f}",
+                    "right": t == p,
+                    "name": predicted,
+                    "percent": text.percent(shares[t, p], 1),
+                }
+                for p, predicted in enumerate(names)
+            ]
+            rows.append({"name": name, "cells": cells, "recall": text.percent(shares[t, t], 1)})
+    worst = [
+        {"true": names[t], "predicted": names[p], "count": n, "share": text.percent(shares[t, p], 1)}
+        for n, t, p in mistakes[:8]
+    ]
+    turned = any(len(name) > 3 for name in names)
+    return {
+        "names": names,
+        "turned": turned,
+        "rows": rows,
+        "worst": worst,
+        "image": None if rows else plots.confusion_image(shares),
+    }
+
+
+def _examples(run: Run) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Example predictions, mistakes apart from the rest."""
+    names, groups = run.class_names, {"Mistakes": [], "Correct": []}
+    for example in (run.evaluation or {}).get("examples") or []:
+        right = example["label"] == example["prediction"]
+        shown = {"png": example["png"], "true": names[example["label"]], "predicted": names[example["prediction"]]}
+        shown |= {
+            "confidence": text.percent(example["confidence"], 1),
+            "right": right,
+            "prefix": first_right(example, run.branches),
+        }
+        groups["Correct" if right else "Mistakes"].append(shown)
+    return [(name, group) for name, group in groups.items() if group]
+
+
+def first_right(example: Mapping[str, Any], branches: int) -> str:
+    """Which prefix first gave the true class, and whether a later one lost it; empty for a serial network.
+
+    >>> first_right({"label": 3, "by_prefix": [1, 3, 3]}, 3)
+    'right from prefix 2'
+    >>> first_right({"label": 3, "by_prefix": [1, 3, 5]}, 3)
+    'right at prefix 2, then lost'
+    """
+    hits = [prediction == example["label"] for prediction in example.get("by_prefix") or []]
+    if branches < 2 or len(hits) < 2:
+        return ""
+    if not any(hits):
+        return "no prefix right"
+    first = hits.index(True) + 1
+    if not hits[-1]:
+        return f"right at prefix {first}, then lost"
+    lost = any(before and not after for before, after in pairwise(hits))
+    return f"first right at prefix {first}" if lost else f"right from prefix {first}"

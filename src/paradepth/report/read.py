@@ -1,0 +1,309 @@
+"""Read a run directory into one checked object.
+
+A run directory is the only hand-over between commands (`config.json`, `environment.json`, `metrics.jsonl`,
+`evaluation.json`). Everything here is plain JSON; whatever is missing or damaged is refused with the file and line.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+DATA_NAMES = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Accuracies are fractions, times are seconds, lists by prefix start with prefix 1.
+
+    Attributes:
+        path: the directory.
+        config, environment: the two JSON files as they are.
+        start: the `start` event (parameters, FLOPs, layers, budget, sizes of the splits).
+        train, validation, stages: the events of that name in order, without those a resume has replaced.
+        interruptions: `interrupted` and `resumed` events.
+        end: the `end` event, or None when training did not finish.
+        evaluation: `evaluation.json`, or None when the run was never evaluated.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    start: Mapping[str, Any]
+    train: tuple[Mapping[str, Any], ...]
+    validation: tuple[Mapping[str, Any], ...]
+    stages: tuple[Mapping[str, Any], ...]
+    interruptions: tuple[Mapping[str, Any], ...]
+    end: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        return self.config["model"]
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        return self.config["training"]
+
+    @property
+    def branches(self) -> int:
+        """Number of branches; 0 for a serial stack."""
+        return int(self.model.get("branches") or 0)
+
+    @property
+    def label(self) -> str:
+        """Short name of the model, e.g. "PF 4×2" or "serial depth 8"."""
+        depth = self.model.get("depth", "?")
+        return f"PF {self.branches}×{depth}" if self.branches else f"serial depth {depth}"
+
+    @property
+    def data(self) -> str:
+        name = str(self.training.get("data", "unnamed data"))
+        return DATA_NAMES.get(name, name)
+
+    @property
+    def schedule(self) -> str:
+        """The schedule; empty for a serial stack, which has only one way to learn."""
+        return str(self.training.get("schedule") or "") if self.branches > 1 else ""
+
+    @cached_property
+    def last(self) -> Mapping[str, Any]:
+        """The event that holds the totals: `end`, or the latest one that was logged."""
+        if self.end is not None:
+            return self.end
+        return max((*self.train, *self.validation), key=lambda event: number(event, "step"), default={})
+
+    @property
+    def layer_evals(self) -> float:
+        return number(self.last, "layer_evals", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        return number(self.last, "seconds")
+
+    @property
+    def flops(self) -> float:
+        return number(self.last, "flops")
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Final accuracy by prefix: of the test split, else of the last validation, else empty."""
+        if self.evaluation is not None:
+            return [math.nan if value is None else float(value) for value in self.evaluation["accuracy"]]
+        found = self.validation[-1]["accuracy"][: self.active] if self.validation else []
+        return [math.nan if value is None else float(value) for value in found]
+
+    @property
+    def active(self) -> int | None:
+        """Branches in use at the last validation; None where that is not logged."""
+        return self.validation[-1].get("active") if self.validation else None
+
+    @property
+    def split(self) -> str:
+        """Where `accuracy` comes from."""
+        return str(self.evaluation.get("split", "test")) if self.evaluation is not None else "validation"
+
+    @property
+    def contribution(self) -> list[float]:
+        source = self.evaluation or (self.validation[-1] if self.validation else {})
+        return [math.nan if value is None else float(value) for value in source.get("contribution") or []]
+
+    @property
+    def class_names(self) -> list[str]:
+        names = (self.evaluation or {}).get("class_names") or self.model.get("class_names")
+        return [str(name) for name in names or range(int(self.model.get("num_classes") or 0))]
+
+
+def number(event: Mapping[str, Any], key: str, default: float = math.nan) -> float:
+    """`event[key]` as a float; `default` when it is missing or null."""
+    value = event.get(key)
+    return default if value is None else float(value)
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        ValueError: a file is missing, empty or damaged; the message names the file and, in it, the line.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a run directory: {'it is a file' if path.exists() else 'it does not exist'}")
+    config = _read_object(path / "config.json")
+    for key in ("model", "training"):
+        if not isinstance(config.get(key), dict):
+            raise ValueError(f"{path / 'config.json'}: {key!r} is {config.get(key)!r}, expected an object")
+    environment = _read_object(path / "environment.json")
+    events: dict[str, list[dict[str, Any]]] = {}
+    for event in _read_events(path / "metrics.jsonl"):
+        if event["event"] == "resumed":
+            _forget_after(events, number(event, "step"))
+        events.setdefault(event["event"], []).append(event)
+    if "start" not in events:
+        raise ValueError(
+            f"{path / 'metrics.jsonl'}, line 1: no 'start' event; the log is not complete from its beginning"
+        )
+    evaluation = path / "evaluation.json"
+    run = Run(
+        path=path,
+        config=config,
+        environment=environment,
+        start=events["start"][0],
+        train=tuple(events.get("train", ())),
+        validation=tuple(events.get("validation", ())),
+        stages=tuple(events.get("stage", ())),
+        interruptions=tuple(events.get("interrupted", [])) + tuple(events.get("resumed", [])),
+        end=events["end"][-1] if "end" in events else None,
+        evaluation=_read_object(evaluation) if evaluation.exists() else None,
+    )
+    if run.evaluation is not None:
+        _check_evaluation(run.evaluation, evaluation, len(run.class_names))
+    return run
+
+
+def _forget_after(events: dict[str, list[dict[str, Any]]], step: float) -> None:
+    """Drop what was logged after the checkpoint a run resumed from: the resumed run logs those steps again."""
+    for name in ("train", "validation", "stage", "end"):
+        if name in events:
+            events[name] = [event for event in events[name] if number(event, "step") <= step]
+    if not events.get("end", True):
+        del events["end"]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; {path.parent} is not a complete run directory") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if not raw.strip():
+        raise ValueError(f"{path}, line 1: the file is empty")
+    return raw
+
+
+def _parse(text: bytes, path: Path, first_line: int) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        line = first_line + text[: error.start].count(b"\n")
+        raise ValueError(f"{path}, line {line}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ValueError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {first_line}: nested too deeply to be read") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}, line {first_line}: a {type(value).__name__}, expected an object")
+    return value
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return _parse(_read_bytes(path), path, 1)
+
+
+NUMBERS = {
+    "start": ("parameters",),
+    "train": ("step", "layer_evals"),
+    "validation": ("step", "layer_evals"),
+    "stage": ("layer_evals", "active"),
+    "resumed": ("step",),
+    "end": ("layer_evals",),
+}
+OPTIONAL_NUMBERS = ("step", "layer_evals", "flops", "seconds", "learning_rate", "samples_per_second", "layers")
+LISTS = {"start": ("parameters_by_prefix",), "validation": ("loss", "accuracy")}
+OPTIONAL_LISTS = ("contribution", "forward_flops")
+
+
+def _read_events(path: Path) -> Iterator[dict[str, Any]]:
+    for line_number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        event, where = _parse(line, path, line_number), f"{path}, line {line_number}"
+        name = event.get("event")
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: 'event' is {name!r}, expected the name of an event")
+        for key in NUMBERS.get(name, ()):
+            if not _is_number(event.get(key)):
+                raise ValueError(f"{where}: {key!r} of a {name} event is {event.get(key)!r}, expected a number")
+        scalars = OPTIONAL_NUMBERS + (("loss", "accuracy") if name == "train" else ())
+        for key in scalars:
+            if event.get(key) is not None and not _is_number(event[key]):
+                raise ValueError(f"{where}: {key!r} of a {name} event is {event[key]!r}, expected a number")
+        for key in LISTS.get(name, ()):
+            _check_numbers(event.get(key), f"{where}: {key!r} of a {name} event")
+        for key in OPTIONAL_LISTS:
+            if event.get(key):
+                _check_numbers(event[key], f"{where}: {key!r} of a {name} event")
+        yield event
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_numbers(value: object, what: str) -> None:
+    if not isinstance(value, list) or not value or not all(item is None or _is_number(item) for item in value):
+        raise ValueError(f"{what} is {_short(value)}, expected a list of numbers")
+
+
+def _check_evaluation(evaluation: Mapping[str, Any], path: Path, classes: int) -> None:
+    _check_numbers(evaluation.get("accuracy"), f"{path}: 'accuracy'")
+    for key in ("loss", "contribution"):
+        if evaluation.get(key):
+            _check_numbers(evaluation[key], f"{path}: {key!r}")
+    confusion = evaluation.get("confusion") or []
+    if not isinstance(confusion, list) or any(
+        not isinstance(row, list) or len(row) != len(confusion) for row in confusion
+    ):
+        raise ValueError(f"{path}: 'confusion' is not a square table")
+    for row_number, row in enumerate(confusion):
+        _check_numbers(row, f"{path}: row {row_number} of 'confusion'")
+    if confusion and classes != len(confusion):
+        raise ValueError(f"{path}: 'confusion' has {len(confusion)} rows for {classes} classes")
+    examples = evaluation.get("examples") or []
+    if not isinstance(examples, list):
+        raise ValueError(f"{path}: 'examples' is {_short(examples)}, expected a list")
+    for index, example in enumerate(examples):
+        what = f"{path}: example {index}"
+        if not isinstance(example, dict):
+            raise ValueError(f"{what} is {_short(example)}, expected an object")
+        by_prefix = example.get("by_prefix") or []
+        values = [
+            example.get("label"),
+            example.get("prediction"),
+            *(by_prefix if isinstance(by_prefix, list) else [None]),
+        ]
+        for value in values:
+            if not isinstance(value, int) or not 0 <= value < classes:
+                raise ValueError(f"{what} has the class {_short(value)}, allowed are 0 to {classes - 1}")
+        if not _is_number(example.get("confidence")):
+            raise ValueError(f"{what}: 'confidence' is {_short(example.get('confidence'))}, expected a number")
+        if not _is_png(example.get("png")):
+            raise ValueError(f"{what}: 'png' is not a base64 PNG image")
+
+
+def _is_png(value: object) -> bool:
+    try:
+        return isinstance(value, str) and base64.b64decode(value, validate=True).startswith(PNG_SIGNATURE)
+    except binascii.Error:
+        return False
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

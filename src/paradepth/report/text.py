@@ -1,0 +1,113 @@
+"""Numbers and settings as a reader wants them: short, with a unit, never more digits than they carry."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+MISSING = "–"
+_UNITS = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_WORDS = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A fraction in per cent.
+
+    >>> percent(0.8703), percent(float("nan"))
+    ('87.03\\u202f%', '–')
+    """
+    return f"{100 * value:.{digits}f}\u202f%" if math.isfinite(value) else MISSING
+
+
+def decimal(value: float | None, digits: int) -> str:
+    """A plain number with fixed digits; a dash when there is none."""
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else MISSING
+
+
+def points(value: float) -> str:
+    """A difference of two fractions in signed percentage points, e.g. "+0.42"."""
+    return f"{100 * value:+.2f}".replace("-", "−") if math.isfinite(value) else MISSING
+
+
+def count(value: float, unit: str = "") -> str:
+    """A large number with three digits and an SI prefix.
+
+    >>> count(405_234), count(5.2e9, "FLOP")
+    ('405\\u202fk', '5.20\\u202fGFLOP')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    for scale, letter in _UNITS:
+        if value >= 0.9995 * scale:
+            scaled = value / scale
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f}\u202f{letter}{unit}"
+    return f"{value:.0f}\u202f{unit}".rstrip("\u202f")
+
+
+def evals(value: float) -> str:
+    """Layer evaluations in words, e.g. "520 million"."""
+    if not math.isfinite(value):
+        return MISSING
+    scale, word = axis_scale(value)
+    digits = 2 if value / scale < 9.995 else 1 if value / scale < 99.95 else 0
+    return f"{value / scale:.{digits}f} {word.removesuffix('s')}" if word else f"{value:.0f}"
+
+
+def axis_scale(largest: float) -> tuple[float, str]:
+    """Divisor of an axis that ends at `largest`, and its name ("millions"); (1, "") below a thousand."""
+    return next(((scale, word) for scale, word in _WORDS if largest >= 0.9995 * scale), (1.0, ""))
+
+
+def duration(seconds: float) -> str:
+    """Time in its two largest units.
+
+    >>> duration(83.2), duration(7380), duration(0.42)
+    ('1 min 23 s', '2 h 3 min', '0.42 s')
+    """
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def setting(value: object) -> str:
+    """A configuration value as it would be written on a command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return (
+            " × ".join(setting(item) for item in value)
+            if _is_size(value)
+            else ", ".join(setting(item) for item in value)
+        )
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def settings(options: Mapping[str, object], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Name and value of each option, as text."""
+    return [(name, setting(value)) for name, value in options.items() if name not in leave_out]
+
+
+def plural(number: float, noun: str) -> str:
+    """A whole number with its noun.
+
+    >>> plural(1, "seed"), plural(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def _is_size(value: Sequence[object]) -> bool:
+    return len(value) == 2 and all(isinstance(item, int) for item in value)

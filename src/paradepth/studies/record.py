@@ -1,0 +1,221 @@
+"""From run directories to cell records, and from cell records to the input of the study report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paradepth.studies.study import Cell, Study
+
+# Chosen by name: `command` and whatever comes later may hold paths of the machine.
+_ENVIRONMENT = (
+    "paradepth",
+    "python",
+    "torch",
+    "platform",
+    "cpu",
+    "cores",
+    "threads",
+    "device",
+    "precision",
+    "world_size",
+)
+_MATCHED = 0.02  # rows whose compute differs by more than this part are not a matched comparison
+
+
+def read_run(cell: Cell, run: Path) -> dict[str, Any]:
+    """The record of a finished cell.
+
+    Args:
+        cell: its definition.
+        run: its run directory.
+
+    Returns:
+        The fields of the cell and `options_hash`; `parameters`, `layers`, `layer_evals`, `flops`, `seconds`;
+        `accuracy`, `loss` (test, per prefix), `contribution` (per branch), `validation_accuracy` (last, per prefix);
+        `curve` ([layer_evals, validation accuracy of the full model] …), `stages` (stage events) and `environment`
+        (without paths).
+
+    Raises:
+        ValueError: the run is not finished or a file is damaged; the message names the file.
+    """
+    events = _events(run / "metrics.jsonl")
+    evaluation = _read_json(run / "evaluation.json")
+    environment = _read_json(run / "environment.json")
+    _read_json(run / "config.json")  # not copied, but a run without it is not a finished run
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        by_kind.setdefault(event["event"], []).append(event)
+    for kind in ("start", "validation", "end"):
+        if kind not in by_kind:
+            raise ValueError(f"{run / 'metrics.jsonl'} has no {kind!r} event: the run is not finished")
+    start, end = by_kind["start"][-1], by_kind["end"][-1]
+    if not evaluation.get("accuracy"):
+        raise ValueError(f"{run / 'evaluation.json'} has no test accuracy")
+    try:
+        return {
+            **definition(cell),
+            "parameters": start["parameters"],
+            "layers": start["layers"],
+            "layer_evals": end["layer_evals"],
+            "flops": end["flops"],
+            "seconds": end["seconds"],
+            "accuracy": evaluation["accuracy"],
+            "validation_accuracy": by_kind["validation"][-1]["accuracy"],
+            "loss": evaluation["loss"],
+            "contribution": evaluation["contribution"],
+            "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in by_kind["validation"]],
+            "stages": by_kind.get("stage", []),
+            "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+        }
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
+
+
+def definition(cell: Cell) -> dict[str, Any]:
+    """The fields of a cell as they stand in its record."""
+    return {
+        "name": cell.name,
+        "group": cell.group,
+        "label": cell.label,
+        "recipe": cell.recipe,
+        "options": {key: list(value) if isinstance(value, tuple) else value for key, value in cell.options.items()},
+        "seed": cell.seed,
+        "options_hash": cell.options_hash,
+    }
+
+
+def read_record(cell: Cell, out: Path) -> tuple[dict[str, Any] | None, str]:
+    """The stored record of a cell, with the group and label of its present definition.
+
+    Returns:
+        (record, "") or, where it counts as missing, (None, why); the reason is "" where it was simply never made.
+    """
+    path = out / "cells" / f"{cell.name}.json"
+    if not path.exists():
+        return None, ""
+    try:
+        record = _read_json(path)
+    except ValueError as error:
+        return None, str(error)
+    if record.get("options_hash") != cell.options_hash:
+        return None, f"{path} was made with other options"
+    return {**record, **definition(cell)}, ""
+
+
+def collect(study: Study, out: Path) -> dict[str, Any]:
+    """Gather a study's finished cells into the input of `paradepth.report.write_study_report`.
+
+    Args:
+        study: the study.
+        out: its folder, as given to `run_study`.
+
+    Returns:
+        `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `rows`; a row holds one entry a seed),
+        `environment`, `command` and `missing` (names of cells without a valid record). Groups and rows stand in the
+        order of the study's definition. A group's note says what is missing and whether its rows differ in compute.
+    """
+    records: list[dict[str, Any]] = []
+    missing: list[Cell] = []
+    for cell in study.cells:
+        record, _ = read_record(cell, Path(out))
+        if record is None:
+            missing.append(cell)
+        else:
+            records.append(record)
+    if missing:
+        findings = [f"No findings yet: {len(missing)} of {len(study.cells)} cells are missing."]
+    else:
+        findings = study.findings(records)
+    groups = []
+    for group in dict.fromkeys(cell.group for cell in study.cells):
+        of_group = [record for record in records if record["group"] == group]
+        rows = [
+            _row([record for record in of_group if record["label"] == label])
+            for label in dict.fromkeys(record["label"] for record in of_group)
+        ]
+        remarks = [study.notes.get(group, ""), _compute_remark(rows)]
+        absent = [cell.name for cell in missing if cell.group == group]
+        if absent:
+            remarks.append(f"Missing cells: {', '.join(absent)}.")
+        groups.append({"name": group, "note": " ".join(filter(None, remarks)), "rows": rows})
+    return {
+        "name": study.name,
+        "title": study.title,
+        "question": study.question,
+        "findings": findings,
+        "groups": groups,
+        "environment": _common_environment([record["environment"] for record in records]),
+        "command": f"paradepth study {study.name}",
+        "missing": [cell.name for cell in missing],
+    }
+
+
+def _row(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One table row: what its seeds share, and one list entry for each seed of what they do not."""
+    first = records[0]
+    per_seed = {"seeds": "seed", "curves": "curve"} | {
+        key: key for key in ("accuracy", "validation_accuracy", "loss", "contribution", "stages", "flops", "seconds")
+    }
+    return {
+        "label": first["label"],
+        "recipe": first["recipe"],
+        "options": first["options"],
+        "layers": first["layers"],
+        "parameters": first["parameters"],
+        "layer_evals": sum(record["layer_evals"] for record in records) / len(records),
+        **{plural: [record[key] for record in records] for plural, key in per_seed.items()},
+    }
+
+
+def _compute_remark(rows: list[dict[str, Any]]) -> str:
+    evals = [row["layer_evals"] for row in rows]
+    if not evals or max(evals) - min(evals) <= _MATCHED * max(evals):
+        return ""
+    return f"Not matched in compute: from {min(evals):.3g} to {max(evals):.3g} layer evaluations."
+
+
+def _common_environment(environments: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the cells agree on; where they do not, all values that occur."""
+    common: dict[str, Any] = {}
+    for key in _ENVIRONMENT:
+        values = list(dict.fromkeys(str(environment[key]) for environment in environments if key in environment))
+        if len(values) == 1:
+            common[key] = next(environment[key] for environment in environments if key in environment)
+        elif values:
+            common[key] = " / ".join(values)
+    return common
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """The events of a run as if it had never been interrupted."""
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is damaged: {error}") from error
+        if kind == "resumed":
+            # What a killed process logged after its last checkpoint has been computed, and logged, again.
+            events = [old for old in events if old.get("step", 0) <= event["step"]]
+        events.append(event)
+    return events
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return value

@@ -1,0 +1,297 @@
+"""Run a study: several cells side by side, each in its own process on one thread; finished cells are never lost.
+
+out/cells/NAME.json       record of a finished cell; what is here is not run again
+out/runs/NAME/            its run directory        out/runs/NAME.log         its output
+out/runs/NAME.cell.json   hash of the options that run directory belongs to
+out/results.json          all records, collected   out/report.html
+out/.lock                 while a runner works
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from paradepth.studies.lock import StudyLock
+from paradepth.studies.record import collect, read_record, read_run
+from paradepth.studies.study import Cell, Study, resume_command, train_command
+from paradepth.train.atomic import write_json
+from paradepth.train.checkpoint import CheckpointStore
+
+__all__ = ["Cell", "Study", "collect", "run_study"]
+
+Command = Callable[[Cell, Path], list[str]]
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 60.0  # for a child to save its checkpoint after SIGTERM, before SIGKILL
+_LOG_LINES = 15  # of a failed cell, shown in its message
+_REFUSED = 2  # exit status of a command that refuses its input
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    resumed: bool
+
+
+def run_study(
+    study: Study,
+    *,
+    out: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    only: str | None = None,
+    rerun: bool = False,
+    say: Callable[[str], object] = print,
+    command: Command | None = None,
+    resume: Command | None = None,
+) -> dict[str, Any]:
+    """Train the cells of a study that are missing, then write `results.json` and `report.html`.
+
+    A cell whose record was made with other options counts as missing. An interrupted cell goes on from its newest
+    checkpoint. A failed cell does not stop the others. On SIGINT, SIGTERM or SIGHUP the training processes get
+    SIGTERM, save and end, and so does the study; the same call goes on later. A second signal kills them at once.
+
+    Args:
+        study: the grid.
+        out: the study's folder, created where needed.
+        data_dir: passed on to every cell.
+        workers: how many cells run at a time. `seconds` in the results are measured under that load.
+        only: run only cells whose name matches this pattern, as in a shell (`*`, `?`, `[abc]`).
+        rerun: train again what is finished; the old records stay until the new ones exist.
+        say: told about progress, a line at a time.
+        command: what trains a cell into a run directory; `paradepth train` by default.
+        resume: what goes on with an interrupted run; `paradepth resume` by default.
+
+    Returns:
+        `done` and `skipped` (names of cells), `failed` (dicts with `name` and `reason`) and `out`.
+
+    Raises:
+        ValueError: fewer than one worker, a pattern that matches nothing, a missing data folder, or another runner is
+            at work in `out`.
+        KeyboardInterrupt, SystemExit: the study was stopped, by SIGINT and by another signal.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, but must be at least 1")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ValueError(f"data folder {data_dir} does not exist")
+    cells = [cell for cell in study.cells if only is None or fnmatch.fnmatchcase(cell.name, only)]
+    if not cells:
+        names = ", ".join(cell.name for cell in study.cells)
+        raise ValueError(f"no cell of study {study.name} matches {only!r}; there are {names}")
+    out = Path(out)
+    for folder in (out / "cells", out / "runs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    train = command or partial(train_command, data_dir=None if data_dir is None else Path(data_dir))
+    lock = StudyLock(out / ".lock", say=say)
+    try:
+        runner = _Runner(out, lock, train, resume or resume_command, workers, rerun, say)
+        runner.run(cells)
+        _write_results(study, out)
+    finally:
+        lock.release()
+    say(f"{study.name}: {len(runner.done)} done, {len(runner.skipped)} already there, {len(runner.failed)} failed")
+    for failure in runner.failed:
+        say(f"  failed: {failure['name']} (log: {out / 'runs' / failure['name']}.log)")
+    return {"done": runner.done, "skipped": runner.skipped, "failed": runner.failed, "out": str(out)}
+
+
+class _Runner:
+    """The scheduling loop and what it has achieved so far."""
+
+    def __init__(
+        self,
+        out: Path,
+        lock: StudyLock,
+        train: Command,
+        resume: Command,
+        workers: int,
+        rerun: bool,
+        say: Callable[[str], object],
+    ) -> None:
+        self.out, self.lock, self.train, self.resume = out, lock, train, resume
+        self.workers, self.rerun, self.say = workers, rerun, say
+        self.running: list[_Running] = []
+        self.done: list[str] = []
+        self.skipped: list[str] = []
+        self.failed: list[dict[str, str]] = []
+        self.total = 0
+
+    def run(self, cells: list[Cell]) -> None:
+        self.total = len(cells)
+        waiting = [cell for cell in cells if self._is_missing(cell)]
+        with _stop_signals() as stops:
+            try:
+                while (waiting or self.running) and not stops:
+                    while waiting and len(self.running) < self.workers:
+                        self._begin(waiting.pop(0))
+                    time.sleep(_POLL_SECONDS)
+                    self._reap(stops)
+            finally:
+                # Also where `say` or the disk fails: nothing is left running.
+                self._stop(stops)
+        if stops:
+            self.say(
+                f"stopped with {len(self.done) + len(self.skipped)} of {self.total} cells there; run it again to go on"
+            )
+            if stops[0] == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + stops[0])
+
+    def _is_missing(self, cell: Cell) -> bool:
+        record, reason = read_record(cell, self.out)
+        if record is not None and not self.rerun:
+            self.skipped.append(cell.name)
+            return False
+        if reason:
+            self.say(f"{cell.name} counts as missing: {reason}")
+        return True
+
+    def _begin(self, cell: Cell, *, afresh: bool = False) -> None:
+        """Start a cell's process, or take the result of a run that ended after its runner was killed."""
+        run = self.out / "runs" / cell.name
+        try:
+            ours = not afresh and not self.rerun and self._belongs(cell)
+            if ours and self._store(cell, run):
+                return
+            resumed = ours and bool(CheckpointStore(run / "checkpoints").steps())
+            if not resumed:
+                # The hash goes first and comes last: it must never vouch for another cell's run directory.
+                self._sidecar(cell).unlink(missing_ok=True)
+                shutil.rmtree(run, ignore_errors=True)
+                write_json(self._sidecar(cell), {"options_hash": cell.options_hash})
+            words = (self.resume if resumed else self.train)(cell, run)
+            log = open(self.out / "runs" / f"{cell.name}.log", "ab" if resumed else "wb")  # noqa: SIM115
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                    # Its own session: Ctrl-C in a terminal reaches the runner alone, which then stops it in order.
+                    start_new_session=True,
+                    pass_fds=(self.lock.descriptor,),
+                )
+            except BaseException:
+                log.close()
+                raise
+        except OSError as error:
+            self._fail(cell, f"could not be started: {error}")
+            return
+        self.running.append(_Running(cell, process, log, resumed))
+        self._note_processes()
+        self.say(f"{cell.name}: {'resumed' if resumed else 'started'}")
+
+    def _reap(self, stops: list[int]) -> None:
+        """Deal with the processes that have ended."""
+        for entry in [entry for entry in self.running if entry.process.poll() is not None]:
+            self.running.remove(entry)
+            entry.log.close()
+            self._note_processes()
+            cell, status = entry.cell, entry.process.returncode
+            run = self.out / "runs" / cell.name
+            if status == 0:
+                try:
+                    self._save(cell, run)
+                except (OSError, ValueError) as error:
+                    if stops:  # a command that was stopped in order may well end with 0
+                        self.say(f"{cell.name}: stopped")
+                    else:
+                        self._fail(cell, f"ended well, but its result cannot be used: {error}")
+            elif stops:
+                self.say(f"{cell.name}: stopped")
+            elif entry.resumed and status == _REFUSED:
+                self.say(f"{cell.name}: cannot be resumed ({self._log_end(cell, 1)}); starts again")
+                self._begin(cell, afresh=True)
+            else:
+                how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+                self._fail(cell, f"{how}; the last lines of its log:\n{self._log_end(cell, _LOG_LINES)}")
+
+    def _stop(self, stops: list[int]) -> None:
+        """SIGTERM to what still runs, SIGKILL to what does not heed it or after a second signal, and wait."""
+        for entry in self.running:
+            entry.process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self.running:
+            if time.monotonic() > deadline or len(stops) > 1:
+                for entry in self.running:
+                    entry.process.kill()
+            time.sleep(_POLL_SECONDS)
+            self._reap(stops or [signal.SIGTERM])
+
+    def _store(self, cell: Cell, run: Path) -> bool:
+        try:
+            self._save(cell, run)
+        except ValueError:  # not finished
+            return False
+        return True
+
+    def _save(self, cell: Cell, run: Path) -> None:
+        record = read_run(cell, run)
+        write_json(self.out / "cells" / f"{cell.name}.json", record)
+        self.done.append(cell.name)
+        number = len(self.done) + len(self.skipped) + len(self.failed)
+        accuracy = f"{100 * record['accuracy'][-1]:.2f} %"
+        self.say(f"[{number}/{self.total}] {cell.name}: test accuracy {accuracy} in {record['seconds']:.0f} s")
+
+    def _fail(self, cell: Cell, reason: str) -> None:
+        self.failed.append({"name": cell.name, "reason": reason})
+        self.say(f"{cell.name} failed: {reason}")
+
+    def _sidecar(self, cell: Cell) -> Path:
+        return self.out / "runs" / f"{cell.name}.cell.json"
+
+    def _belongs(self, cell: Cell) -> bool:
+        """Whether the run directory was begun with the cell's present options."""
+        try:
+            return json.loads(self._sidecar(cell).read_bytes()) == {"options_hash": cell.options_hash}
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _log_end(self, cell: Cell, lines: int) -> str:
+        text = (self.out / "runs" / f"{cell.name}.log").read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.rstrip().splitlines()[-lines:]) or "(the log is empty)"
+
+    def _note_processes(self) -> None:
+        self.lock.write({entry.cell.name: entry.process.pid for entry in self.running})
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP in a list instead of dying of them; in the main thread only."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python delivers signals to the main thread, which has its own handlers
+        return
+    # What is ignored stays ignored: a study under nohup outlives its terminal.
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda received, _frame: caught.append(received)) for number in wanted}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_results(study: Study, out: Path) -> None:
+    results = collect(study, out)
+    write_json(out / "results.json", results)
+    if any(group["rows"] for group in results["groups"]):
+        from paradepth.report import write_study_report  # matplotlib: not needed to run cells
+
+        write_study_report(results, out / "report.html")

@@ -1,0 +1,139 @@
+"""What a study is: a question, and a grid of cells (configuration × seed) that answers it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_RESERVED = ("seed", "threads", "data_dir", "run_dir", "overwrite", "json")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study.
+
+    Args:
+        name: unique in its study and safe as a file name: letters, digits, `.`, `_`, `+`, `-`.
+        group: the table the cell belongs to; only cells of one group are compared.
+        label: the row of that table; cells of one row differ in their seed only.
+        recipe: name of the recipe to train.
+        options: the recipe's options, in Python spelling; JSON values other than dicts. The runner itself sets seed,
+            threads, data_dir, run_dir, overwrite and json.
+        seed: the seed.
+
+    Raises:
+        ValueError: an unsafe name, an option the runner sets, or an option value that is not as above.
+
+    >>> cell = Cell(name="pf-0", group="small", label="PF", recipe="fashion_paraformer", options={"depth": 2}, seed=0)
+    >>> cell.options_hash
+    'a9dc7e660ac3'
+    """
+
+    name: str
+    group: str
+    label: str
+    recipe: str
+    options: Mapping[str, Any]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not _SAFE_NAME.fullmatch(self.name) or self.name.endswith((".log", ".json")):
+            raise ValueError(
+                f"cell name {self.name!r} is not allowed: letters, digits, '.', '_', '+' and '-', the first a letter "
+                "or digit, and no .log or .json at the end"
+            )
+        for option, value in self.options.items():
+            if option.replace("-", "_") in _RESERVED:
+                raise ValueError(f"cell {self.name}: the runner sets {option!r} itself; it sets {', '.join(_RESERVED)}")
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                if not (item is None or isinstance(item, (bool, int, float, str))):
+                    raise ValueError(
+                        f"cell {self.name}: option {option!r} is {value!r}, but must be a string, a number, a boolean, "
+                        "None or a flat list of these"
+                    )
+
+    @property
+    def options_hash(self) -> str:
+        """Short hash of what determines the result: recipe, options and seed. Group and label may change freely."""
+        definition = {"recipe": self.recipe, "options": dict(self.options), "seed": self.seed}
+        return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of cells and what to say about them.
+
+    Args:
+        name: what `paradepth study NAME` calls it.
+        title: headline of the report.
+        question: what it is to find out, in a sentence or two.
+        cells: the grid, in the order of the report's tables.
+        findings: from the records of all cells (dicts as `paradepth.studies.record.read_run` makes them) to
+            paragraphs for the report; called only when every cell is there.
+        notes: a remark for each group that needs one.
+
+    Raises:
+        ValueError: no cells, a name used twice, a note for an unknown group, or cells of one row that differ in more
+            than their seed.
+    """
+
+    name: str
+    title: str
+    question: str
+    cells: tuple[Cell, ...]
+    findings: Callable[[list[dict[str, Any]]], list[str]]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise ValueError(f"study {self.name} has no cells")
+        rows: dict[tuple[str, str], list[Cell]] = {}
+        names: set[str] = set()
+        for cell in self.cells:
+            if cell.name in names:
+                raise ValueError(f"study {self.name} has two cells named {cell.name!r}")
+            names.add(cell.name)
+            rows.setdefault((cell.group, cell.label), []).append(cell)
+        for (group, label), cells in rows.items():
+            if any((c.recipe, dict(c.options)) != (cells[0].recipe, dict(cells[0].options)) for c in cells):
+                raise ValueError(f"row {label!r} of group {group!r} has cells that differ in more than their seed")
+            if len({c.seed for c in cells}) != len(cells):
+                raise ValueError(f"row {label!r} of group {group!r} has the same seed twice")
+        unknown = set(self.notes) - {cell.group for cell in self.cells}
+        if unknown:
+            raise ValueError(f"study {self.name} has notes for groups without cells: {sorted(unknown)}")
+
+
+def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> list[str]:
+    """The command line that trains a cell into the run directory `run`, on one thread.
+
+    Underscores in option names become dashes, True becomes `--flag`, False `--no-flag`, a list several values.
+
+    >>> cell = Cell(name="a", group="g", label="l", recipe="digits", options={"ema": False, "lr": 1e-3}, seed=3)
+    >>> " ".join(train_command(cell, Path("runs/a"))[3:])
+    'train digits --no-ema --lr 0.001 --seed 3 --threads 1 --run-dir runs/a --overwrite --json'
+    """
+    words = [sys.executable, "-m", "paradepth", "train", cell.recipe]
+    for option, value in cell.options.items():
+        flag = option.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag}")
+            words += [str(item) for item in (value if isinstance(value, (list, tuple)) else (value,))]
+    words += ["--seed", str(cell.seed), "--threads", "1"]
+    if data_dir is not None:
+        words += ["--data-dir", str(data_dir)]
+    return [*words, "--run-dir", str(run), "--overwrite", "--json"]
+
+
+def resume_command(cell: Cell, run: Path) -> list[str]:
+    """The command line that goes on with the interrupted run of a cell."""
+    return [sys.executable, "-m", "paradepth", "resume", str(run), "--json"]

@@ -1,0 +1,271 @@
+"""Options of a training run, in groups, with names unique across groups: they are the command line's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Unit = Literal["epochs", "steps", "layer_evals"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train.
+
+    >>> Budget.parse("20 epochs"), Budget.parse("1.5e6 layer_evals")
+    (Budget(value=20.0, unit='epochs'), Budget(value=1500000.0, unit='layer_evals'))
+    """
+
+    value: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Reads "NUMBER UNIT".
+
+        Raises:
+            ValueError: not a positive number with one of the units epochs, steps, layer_evals.
+        """
+        match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(epochs?|steps?|layer_evals)\s*", text)
+        try:
+            value = float(match.group(1)) if match else 0.0
+        except ValueError:
+            value = 0.0
+        if match is None or not 0 < value < float("inf"):
+            raise ValueError(
+                f"budget is {text!r}; write a positive number and a unit: '20 epochs', '3000 steps' or '1.5e6 layer_evals'"
+            )
+        unit = match.group(2)
+        return cls(value, unit if unit == "layer_evals" else unit.rstrip("s") + "s")  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model: a registered shape, and what to change of it (None keeps the shape's own value).
+
+    Attributes:
+        model: name from `paradepth list models`.
+        branches: number of branches.
+        depth: layers of each branch, or of a serial stack.
+        patch_size: patch height and width in pixels.
+        aggregate: how branches are added up.
+        pool: mean over tokens, or a class token.
+        dropout: probability in embedding, attention output and MLP.
+        attention_dropout: probability for attention weights.
+        deep_init: scale value, output and MLP projections by sqrt(log 2L).
+    """
+
+    model: str = "paraformer_nano"
+    branches: int | None = None
+    depth: int | None = None
+    patch_size: int | None = None
+    aggregate: Literal["residual", "sum"] | None = None
+    pool: Literal["mean", "cls"] | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    deep_init: bool = False
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data and augmentation.
+
+    Attributes:
+        data: digits, mnist, fashion_mnist, cifar10, cifar100, or folder.
+        data_dir: folder with local parquet files or an image folder; None fetches from the Hub (digits needs neither).
+        image_size: resize images to this height and width.
+        validation_fraction: part of the training split held out for validation.
+        flip: random horizontal flips.
+        crop_padding: random crops after padding by that many pixels.
+        rand_augment: RandAugment's number of operations and magnitude.
+    """
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    image_size: int | None = None
+    validation_fraction: float = 0.1
+    flip: bool = False
+    crop_padding: int = 0
+    rand_augment: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """Order in which branches learn; options that a schedule does not take are refused.
+
+    Attributes:
+        schedule: joint, cycle, one_pass or stagewise.
+        second_pass: cycle: follow each sweep by a pass with the full sum.
+        prefix_losses: stagewise: train on the losses of all active prefixes.
+        prefix_weights: one_pass, stagewise: weight of each prefix's loss.
+        detach: one_pass, stagewise: earlier prefixes are constants for later ones (boosting).
+        advance_on: stagewise: end a stage at a fixed point of the budget, or on a plateau of the validation loss.
+        advance_at: stagewise: the fixed points, as parts of the budget.
+        patience: stagewise: validations without improvement that make a plateau.
+        min_delta: stagewise: improvement that counts.
+        predecessors: stagewise: what the earlier branches do.
+        slow_factor: stagewise: rate of slowed predecessors.
+        new_branch: stagewise: start of a new branch.
+        anneal: stagewise: warm-up and decay for each stage, or over the run.
+    """
+
+    schedule: Literal["joint", "cycle", "one_pass", "stagewise"] = "joint"
+    second_pass: bool = True
+    prefix_losses: bool = False
+    prefix_weights: tuple[float, ...] | None = None
+    detach: bool = False
+    advance_on: Literal["fixed", "plateau"] | None = None
+    advance_at: tuple[float, ...] | None = None
+    patience: int | None = None
+    min_delta: float | None = None
+    predecessors: Literal["free", "slow", "frozen"] | None = None
+    slow_factor: float | None = None
+    new_branch: Literal["zero", "random"] | None = None
+    anneal: Literal["stage", "run"] | None = None
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """Optimisation.
+
+    Attributes:
+        budget: how long: '20 epochs', '3000 steps' or '1.5e6 layer_evals' (one layer on one sample, forward and backward).
+        batch_size: samples of one update, over all processes.
+        accumulate: parts into which a process cuts its share of a batch to save memory.
+        optimiser: adamw, or muon for matrices with adamw for the rest.
+        learning_rate: peak rate.
+        weight_decay: decoupled; on matrices only.
+        warmup: part of the span spent warming up.
+        decay: cosine to zero, or constant after the warm-up.
+        clip: largest gradient norm; 0 does not clip.
+        label_smoothing: of the cross-entropy.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is off.
+    """
+
+    budget: str = "20 epochs"
+    batch_size: int = 128
+    accumulate: int = 1
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    decay: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Running.
+
+    Attributes:
+        seed: of initialisation, order of samples, augmentation, dropout and the validation split.
+        precision: bf16 autocast, float32, or auto: bf16 where the hardware has it.
+        device: auto, cpu or cuda.
+        threads: CPU threads of each process; None leaves torch's choice.
+        compile: compile the training step.
+        validations: number of validations over the run, evenly spaced over the budget.
+        checkpoint_every: steps between checkpoints; None writes one at each validation.
+        keep: number of checkpoints kept.
+        tensorboard: also write TensorBoard event files into the run directory.
+    """
+
+    seed: int = 0
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    compile: bool = False
+    validations: int = 20
+    checkpoint_every: int | None = None
+    keep: int = 3
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run; a recipe returns one."""
+
+    recipe: str = "custom"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    data_options: DataOptions = field(default_factory=DataOptions)
+    schedule_options: ScheduleOptions = field(default_factory=ScheduleOptions)
+    optimiser_options: OptimiserOptions = field(default_factory=OptimiserOptions)
+    run_options: RunOptions = field(default_factory=RunOptions)
+
+    def flat(self) -> dict[str, Any]:
+        """All options in one JSON-able dictionary."""
+        flat: dict[str, Any] = {"recipe": self.recipe}
+        for group in self._groups().values():
+            flat |= dataclasses.asdict(group)
+        return {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
+
+    def _groups(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "recipe"}
+
+    @classmethod
+    def from_flat(cls, flat: dict[str, Any]) -> Config:
+        """The inverse of `flat`.
+
+        Raises:
+            ValueError: unknown options.
+
+        >>> Config.from_flat(Config().flat()) == Config()
+        True
+        """
+        return cls().replace(**flat)
+
+    def replace(self, **options: Any) -> Config:
+        """A copy with some options, named without their groups, replaced.
+
+        Raises:
+            ValueError: unknown options.
+
+        >>> Config().replace(seed=3, data="mnist").run_options.seed
+        3
+        """
+        left = dict(options)
+        recipe = left.pop("recipe", self.recipe)
+        groups = {}
+        for name, group in self._groups().items():
+            own = {f.name for f in dataclasses.fields(group)} & set(left)
+            values = {key: left.pop(key) for key in own}
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            if values.get("data_dir") is not None:
+                values["data_dir"] = Path(values["data_dir"])
+            groups[name] = dataclasses.replace(group, **values)
+        if left:
+            raise ValueError(f"unknown options {', '.join(sorted(left))}")
+        return Config(recipe=recipe, **groups)
+
+
+def check_options(config: Config) -> None:
+    """Refuses numbers out of range, before any work starts.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    o, r, d = config.optimiser_options, config.run_options, config.data_options
+    Budget.parse(o.budget)
+    for name, value, ok, allowed in (
+        ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
+        ("accumulate", o.accumulate, o.accumulate >= 1, "at least 1"),
+        ("learning_rate", o.learning_rate, 0 < o.learning_rate < float("inf"), "positive"),
+        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < float("inf"), "at least 0"),
+        ("clip", o.clip, o.clip >= 0, "at least 0 (0 does not clip)"),
+        ("label_smoothing", o.label_smoothing, 0 <= o.label_smoothing < 1, "at least 0 and below 1"),
+        ("ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
+        ("validations", r.validations, r.validations >= 1, "at least 1"),
+        ("keep", r.keep, r.keep >= 1, "at least 1"),
+        ("threads", r.threads, r.threads is None or r.threads >= 1, "at least 1"),
+        ("checkpoint_every", r.checkpoint_every, r.checkpoint_every is None or r.checkpoint_every >= 1, "at least 1"),
+        ("crop_padding", d.crop_padding, d.crop_padding >= 0, "at least 0"),
+        ("seed", r.seed, 0 <= r.seed < 2**31, "between 0 and 2147483647"),
+        ("optimiser", o.optimiser, o.optimiser in ("adamw", "muon"), "'adamw' or 'muon'"),
+        ("precision", r.precision, r.precision in ("auto", "bf16", "float32"), "'auto', 'bf16' or 'float32'"),
+    ):
+        if not ok:
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,0 +1,78 @@
+"""Optimisers: AdamW for everything, or Muon for the trunk's matrices and AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paradepth.train.config import OptimiserOptions
+
+
+class Optimiser:
+    """One or two torch optimisers over a model's parts, with a learning-rate factor for each part.
+
+    The state is kept under parameter names, so that it survives growth and truncation of the model.
+
+    Args:
+        model: a model with `parts()`.
+        options: optimiser, peak learning rate and weight decay.
+    """
+
+    def __init__(self, model: nn.Module, options: OptimiserOptions) -> None:
+        self.base_rate = options.learning_rate
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
+        for part, module in model.parts().items():  # pyright: ignore[reportCallIssue]
+            kinds: dict[tuple[str, float], list[Tensor]] = {}
+            for parameter in module.parameters():
+                matrix = parameter.dim() == 2
+                hidden = part not in ("stem", "head")  # Muon is for hidden matrices; embeddings and outputs take AdamW
+                kind = "muon" if options.optimiser == "muon" and matrix and hidden else "adamw"
+                decays = matrix and "positions" not in self.names[parameter]
+                kinds.setdefault((kind, options.weight_decay if decays else 0.0), []).append(parameter)
+            for (kind, decay), parameters in kinds.items():
+                groups[kind].append({"params": parameters, "weight_decay": decay, "part": part})
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups["adamw"], lr=self.base_rate, fused=True)  # fused kernels exist for CPUs and GPUs
+        ]
+        if groups["muon"]:
+            muon = torch.optim.Muon(groups["muon"], lr=self.base_rate, adjust_lr_fn="match_rms_adamw")
+            self.optimisers.append(muon)
+
+    def set_rates(self, factors: Mapping[str, float]) -> None:
+        """Sets each part's learning rate to its factor times the peak rate."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.base_rate * factors[group["part"]]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """One update; parameters without a gradient are left alone."""
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The moments as "parameter name:moment" → tensor."""
+        return {
+            f"{self.names[parameter]}:{key}": value
+            for optimiser in self.optimisers
+            for parameter, state in optimiser.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes moments from `state_tensors`; parameters that are not in it start afresh."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        owner = {p: o for o in self.optimisers for group in o.param_groups for p in group["params"]}
+        for key, value in tensors.items():
+            name, moment = key.rsplit(":", 1)
+            parameter = parameters[name]
+            device = "cpu" if moment == "step" and parameter.device.type == "cpu" else parameter.device
+            owner[parameter].state[parameter][moment] = value.to(device)

@@ -1,0 +1,268 @@
+"""A run from options to run directory: start, resume, evaluate.
+
+A run directory is the only hand-over between commands: config.json, model.safetensors, checkpoints/, metrics.jsonl,
+environment.json, evaluation.json, report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paradepth.data.images import ImageData, load_images
+from paradepth.distributed import World, join_world
+from paradepth.models import ImageClassifier, model_config
+from paradepth.models.pretrained import config_dict, save_pretrained
+from paradepth.train.atomic import write_json
+from paradepth.train.checkpoint import Checkpoint, CheckpointStore
+from paradepth.train.config import Config, DataOptions, ScheduleOptions, check_options
+from paradepth.train.environment import command_line, environment
+from paradepth.train.evaluate import detailed_evaluation
+from paradepth.train.metrics import MetricsLog, SilentLog
+from paradepth.train.precision import autocast_dtype
+from paradepth.train.progress import ProgressView
+from paradepth.train.schedules import Annealing, Schedule, build_schedule
+from paradepth.train.signals import stop_on_signals
+from paradepth.train.trainer import Trainer
+
+_RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "environment.json", "evaluation.json", "report.html")
+_RUN_FOLDERS = ("checkpoints", "tensorboard")
+
+
+def start_run(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    on_batch: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Trains as `config` says, into `run_dir`. Options are checked before anything is written.
+
+    Args:
+        config: all options, from a recipe.
+        run_dir: folder for the run; must be new or empty unless `overwrite`.
+        overwrite: replace the run that is in `run_dir`.
+        on_batch: called with the step after each batch.
+
+    Returns:
+        A summary: run directory, test accuracy by prefix, compute and time.
+
+    Raises:
+        ValueError: options, data or folder that cannot work.
+        Interrupted, NonFiniteLoss: training stopped early; its state is saved and `resume_run` continues it.
+    """
+    folder = Path(run_dir)
+    check_options(config)
+    with join_world(config.run_options.device) as world:
+        _check_folder(folder, overwrite=overwrite)
+        world.barrier()
+        parts = _prepare(config, world)
+        if world.is_main:
+            _clear(folder)
+            model = parts[0]
+            write_json(folder / "config.json", {**config_dict(model), "training": config.flat()})
+            write_json(folder / "environment.json", environment(world, autocast=parts[3], command=command_line()))
+        world.barrier()
+        return _train(config, folder, world, parts, checkpoint=None, on_batch=on_batch)
+
+
+def resume_run(run_dir: str | Path, *, on_batch: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+    """Continues an interrupted run from its newest good checkpoint, exactly as if it had not been interrupted.
+
+    A damaged newest checkpoint is reported and the one before it is used.
+
+    Raises:
+        ValueError: not a run directory, no usable checkpoint, or the run is already finished.
+    """
+    folder = Path(run_dir)
+    config = read_run_config(folder)
+    if (folder / "model.safetensors").exists():
+        raise ValueError(f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it")
+    with join_world(config.run_options.device) as world:
+        parts = _prepare(config, world)
+        view = ProgressView(enabled=world.is_main)
+        checkpoint = CheckpointStore(folder / "checkpoints").latest(view.say)
+        if checkpoint is None:
+            raise ValueError(f"{folder} has no checkpoint to resume from; train again with --overwrite")
+        return _train(config, folder, world, parts, checkpoint=checkpoint, on_batch=on_batch)
+
+
+def read_run_config(run_dir: str | Path) -> Config:
+    """The options of a run.
+
+    Raises:
+        ValueError: not a run directory, or a damaged config.json.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run directory: it has no config.json")
+    try:
+        content = json.loads(path.read_text())
+        return Config.from_flat(content["training"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the options of a run: {error!r}") from error
+
+
+def load_data(config: Config) -> ImageData:
+    """The data set of a run, on the CPU."""
+    d: DataOptions = config.data_options
+    return load_images(
+        d.data,
+        data_dir=d.data_dir,
+        image_size=d.image_size,
+        validation_fraction=d.validation_fraction,
+        seed=config.run_options.seed,
+    )
+
+
+_Parts = tuple[ImageClassifier, ImageData, Schedule, torch.dtype | None]
+
+
+def _prepare(config: Config, world: World) -> _Parts:
+    """Model, data, schedule and autocast dtype; everything that can be refused is refused here."""
+    o, r, m = config.optimiser_options, config.run_options, config.model_options
+    if r.threads is not None:
+        torch.set_num_threads(r.threads)
+    if o.batch_size % (world.size * o.accumulate):
+        raise ValueError(
+            f"batch_size {o.batch_size} does not split into {world.size} processes × {o.accumulate} parts (accumulate); "
+            f"it must be a multiple of {world.size * o.accumulate}"
+        )
+    data = load_data(config)
+    if len(data.train) < o.batch_size:
+        raise ValueError(f"batch_size is {o.batch_size} but {data.name} has only {len(data.train)} training samples")
+    chosen = {f.name: getattr(m, f.name) for f in fields(m) if f.name != "model" and getattr(m, f.name) is not None}
+    shape = model_config(
+        m.model,
+        image_size=data.image_size,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        class_names=data.class_names,
+        **chosen,
+    )
+    s: ScheduleOptions = config.schedule_options
+    if shape.branches == 0 and s.schedule != "joint":
+        raise ValueError(f"schedule {s.schedule!r} needs a model with branches, and {m.model} is serial; use joint")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(r.seed)
+        model = ImageClassifier(shape)
+        options = {f.name: getattr(s, f.name) for f in fields(s) if f.name != "schedule" and getattr(s, f.name) != f.default}
+        annealing = Annealing(warmup=o.warmup, decay=o.decay)
+        schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
+        schedule.prepare(model)
+    model.stem.set_normalisation(data.mean, data.std)
+    return model.to(world.device), data.to(world.device), schedule, autocast_dtype(r.precision, world.device)
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    world: World,
+    parts: _Parts,
+    *,
+    checkpoint: Checkpoint | None,
+    on_batch: Callable[[int], None],
+) -> dict[str, Any]:
+    model, data, schedule, autocast = parts
+    r = config.run_options
+    store = CheckpointStore(folder / "checkpoints", keep=r.keep)
+    trainer = Trainer(model, data, schedule, config, world=world, autocast=autocast, store=store)
+    position = None
+    if checkpoint is not None:
+        trainer.load(checkpoint.tensors, checkpoint.state)
+        position = checkpoint.state["metrics_position"]
+    log = MetricsLog(folder, tensorboard=r.tensorboard, position=position) if world.is_main else SilentLog()
+    try:
+        if checkpoint is None:
+            log.write("start", **_start_fields(trainer))
+        else:
+            log.write("resumed", step=trainer.step, layer_evals=trainer.spent.layer_evals)
+        title = f"{config.model_options.model} on {data.name}"
+        with ProgressView(enabled=world.is_main, title=title) as view, stop_on_signals() as stop:
+            view.say(_headline(config, trainer))
+            trainer.train(log, stop=stop, view=view, on_batch=on_batch)
+    finally:
+        log.close()
+    return _finish(config, folder, world, trainer)
+
+
+def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dict[str, Any]:
+    final = trainer.average.model if trainer.average else trainer.model
+    data = trainer.data
+    report = detailed_evaluation(final, data.test, name="test", class_names=data.class_names, world=world)
+    if world.is_main:
+        write_json(folder / "evaluation.json", report)
+        save_pretrained(final, folder, extra={"training": config.flat()})
+    world.barrier()
+    return {
+        "run": str(folder),
+        "accuracy": report["accuracy"],
+        "loss": report["loss"],
+        "parameters": sum(p.numel() for p in final.parameters()),
+        "steps": trainer.step,
+        "layer_evals": trainer.spent.layer_evals,
+        "flops": trainer.spent.flops,
+        "seconds": trainer.seconds,
+    }
+
+
+def _start_fields(trainer: Trainer) -> dict[str, Any]:
+    model, data = trainer.model, trainer.data
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    counts, total = [], parts["stem"] + parts["head"]
+    for name in list(parts)[1:-1]:
+        total += parts[name]
+        counts.append(total)
+    prefixes = range(1, model.prefixes + 1)
+    return {
+        "parameters": counts[-1],
+        "parameters_by_prefix": counts,
+        "forward_flops": [model.forward_flops(branches=k if model.config.branches else None) for k in prefixes],
+        "layers": model.config.layers,
+        "budget": {"unit": trainer.budget.unit, "value": trainer.budget.value},
+        "train_samples": len(data.train),
+        "validation_samples": len(data.validation),
+        "test_samples": len(data.test),
+    }
+
+
+def _headline(config: Config, trainer: Trainer) -> str:
+    c, data, start = trainer.model.config, trainer.data, _start_fields(trainer)
+    shape = f"{c.branches} branches × {c.depth} layers" if c.branches else f"{c.depth} layers in series"
+    return (
+        f"{config.model_options.model}: {shape}, width {c.width}, {start['parameters']:,} parameters; {data.name}: "
+        f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images; "
+        f"schedule {config.schedule_options.schedule}, budget {config.optimiser_options.budget}, "
+        f"{'bf16' if trainer.autocast else 'float32'} on {trainer.world.device}"
+    )
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run directory {folder} is a file; name a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"run directory {folder} is not empty; name another, resume it, or pass --overwrite")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        strange = sorted(p.name for p in folder.iterdir() if p.name not in (*_RUN_FILES, *_RUN_FOLDERS))
+        if strange:
+            raise ValueError(f"{folder} holds {strange[:3]} and no config.json, so it is not a run; it is not overwritten")
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"run directory {folder} cannot be written: no permission in {parent}")
+
+
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in _RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
