@@ -51,7 +51,7 @@ test: lint
 	$(RUN) pytest -n 2 -q
 
 docs: $(VENV)/.stamp-dev
-	$(RUN) mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .

@@ -341,26 +341,25 @@ import torch
 from paradepth.train.checkpoint import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]))
 store.save(1, {"w": torch.ones(1000)}, {"good": True})
-what = sys.argv[2]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-for step in (1, 2):  # replaces the good one, and comes after it
-    try:
-        store.save(step, {"w": torch.zeros(100_000 if what == "tensors" else 1)}, {"text": "x" * 100_000})
-    except OSError as error:
-        print(error.errno, error)
+for tensors, state in (({"w": torch.zeros(100_000)}, {}), ({}, {"text": "x" * 100_000})):
+    for step in (1, 2):  # replaces the good one, and comes after it
+        try:
+            store.save(step, tensors, state)
+        except OSError as error:
+            print(error.errno, error)
 """
 
 
-@pytest.mark.parametrize("what", ["tensors", "state"])
-def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path, what: str) -> None:
+def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder), what], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, check=True, timeout=120
     )
     lines = run.stdout.splitlines()
-    assert len(lines) == 2
-    for step, line in enumerate(lines, 1):
+    assert len(lines) == 4
+    for step, line in zip((1, 2, 1, 2), lines, strict=True):
         assert line.startswith("27 [Errno 27] ")  # EFBIG, what RLIMIT_FSIZE makes of a full disk
         assert f"step {step} in {folder}: File too large" in line
         assert line.endswith(f"the last good checkpoint is {folder / 'step-00000001'}")

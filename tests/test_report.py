@@ -18,6 +18,7 @@ from fake_runs import CLASSES, make_run, make_study
 from paradepth.report import write_report, write_study_report
 from paradepth.report.figure import SERIES_LIGHT, css_color, dash, series
 from paradepth.report.page import first_right, write_page
+from paradepth.report.plots import late_range
 from paradepth.report.read import read_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -320,8 +321,21 @@ def test_comparison_ranks_runs_and_tells_equal_names_apart(tmp_path: Path) -> No
     assert best is not None
     assert "b/run" in best[1]
     assert page.source.count('<tr class="best">') == 1
+    untested = make_run(tmp_path / "untested", progress=0.5)
+    assert '<tr class="best">' not in Page(write_report([high, untested], tmp_path / "both.html")).source
     for wanted in ("a/run", "schedule", "learning rate", "0.5", "What differs"):
         assert wanted in page.text
+
+
+def test_axis_shows_the_end_of_every_line() -> None:
+    short, long = ([1.0, 2.0, 3.0], [0.1, 0.5, 0.6]), ([10.0, 50.0, 100.0], [0.2, 0.8, 0.9])
+    low, high = late_range([short, long], low=True) or (0.0, 0.0)
+    assert low < 0.6 < 0.9 < high
+
+
+def test_options_that_were_left_open_are_compared_by_what_was_built(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "asked", heads=2), make_run(tmp_path / "left", heads=None)]
+    assert "heads" not in Page(write_report(runs, tmp_path / "out.html")).text
 
 
 def test_study_shows_mean_and_sample_deviation(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ def wait_for(path):
 
 signal.signal(signal.SIGTERM, save_and_end)
 print("hello from", run.name, flush=True)
-(base / f"started-{run.name}").touch()
 if how == "train":
     event(event="start", parameters=1000, layers=4, forward_flops=[5, 6])
     event(event="stage", step=0, layer_evals=0.0, seconds=0.0, active=1, reason="start")
     event(event="validation", step=10, layer_evals=100.0, accuracy=[0.5, 0.5 + seed / 100], loss=[2.0, 2.0])
 else:
     event(event="resumed", step=10, layer_evals=100.0)
+(base / f"started-{run.name}").touch()
 if behaviour == "fail":
     print("the loss is not finite in step 7", flush=True)
     sys.exit(1)
@@ -134,7 +135,9 @@ class _Runner:
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> _Runner:
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Runner:
+    # Plots take a second a time; the first test below draws them.
+    monkeypatch.setattr("paradepth.report.write_study_report", lambda results, out: out.write_text(results["title"]))
     return _Runner(tmp_path)
 
 
@@ -157,7 +160,8 @@ def _is_alive(pid: int) -> bool:
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def test_a_study_from_nothing_to_its_report(runner: _Runner) -> None:
+def test_a_study_from_nothing_to_its_report(tmp_path: Path) -> None:
+    runner = _Runner(tmp_path)
     study = _study(_cell("b-0", label="b"), _cell("b-1", label="b", seed=1), _cell("a-0", label="a", group="large"))
     assert runner(study) == {"done": ["b-0", "b-1", "a-0"], "skipped": [], "failed": [], "out": str(runner.out)}
     assert runner.calls == ["train b-0", "train b-1", "train a-0"]
@@ -277,34 +281,37 @@ def test_bad_arguments_are_refused(runner: _Runner) -> None:
 
 # --- interruptions -----------------------------------------------------------------------------------------------
 
-# Runs the study of `_interruptible` in its own process, as `paradepth study` does.
-CHILD = """
-import sys
-from pathlib import Path
-import test_study_runner as tests
-base = Path(sys.argv[1])
-tests.run_study(
-    tests._interruptible(), out=base / "out", workers=2, say=lambda line: print(line, flush=True),
-    command=tests._command(base, "train"), resume=tests._command(base, "resume"),
-)
-"""
-
 
 def _interruptible() -> Study:
     return _study(_cell("quick"), _cell("slow", behaviour="wait"), _cell("slow2", behaviour="wait"))
 
 
-def _start_in_background(base: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(base)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    # The fake cells write their checkpoint on SIGTERM only once they have said hello.
+def _run_interruptible(base: Path) -> None:
+    with open(base / "said", "w") as said:
+        run_study(
+            _interruptible(),
+            out=base / "out",
+            workers=2,
+            say=lambda line: print(line, file=said, flush=True),
+            command=_command(base, "train"),
+            resume=_command(base, "resume"),
+        )
+
+
+def _start_in_background(base: Path) -> BaseProcess:
+    # Forked, for a new interpreter would take seconds to import torch.
+    child = multiprocessing.get_context("fork").Process(target=_run_interruptible, args=(base,))
+    child.start()
+    # The fake cells save their checkpoint on SIGTERM only once they have started.
     _wait_until(lambda: (base / "started-slow").exists() and (base / "started-slow2").exists())
     return child
+
+
+def _stop(child: BaseProcess, number: int) -> None:
+    assert child.pid is not None
+    os.kill(child.pid, number)
+    child.join(60)
+    assert child.exitcode is not None
 
 
 def _cell_pids(base: Path) -> dict[str, int]:
@@ -316,9 +323,10 @@ def test_a_stopped_study_goes_on_where_it_was(runner: _Runner, number: signal.Si
     child = _start_in_background(runner.base)
     pids = _cell_pids(runner.base)
     assert sorted(pids) == ["slow", "slow2"]
-    child.send_signal(number)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number)
+    _stop(child, number)
+    # multiprocessing makes 1 of a KeyboardInterrupt.
+    assert child.exitcode == (1 if number == signal.SIGINT else 128 + number)
+    said = (runner.base / "said").read_text()
     assert "stopped with 1 of 3 cells there; run it again to go on" in said
     assert "failed" not in said
     assert not any(_is_alive(pid) for pid in pids.values())
@@ -338,8 +346,7 @@ def test_a_stopped_study_goes_on_where_it_was(runner: _Runner, number: signal.Si
 
 def test_an_interrupted_run_of_other_options_is_not_resumed(runner: _Runner) -> None:
     child = _start_in_background(runner.base)
-    child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=60)
+    _stop(child, signal.SIGTERM)
     assert runner(_study(_cell("slow", behaviour="ok")))["done"] == ["slow"]
     assert runner.calls == ["train slow"]
 
@@ -370,8 +377,7 @@ def test_cells_of_a_killed_runner_keep_others_out_until_they_end(runner: _Runner
     try:
         with pytest.raises(ValueError, match=f"is in use by process {child.pid} .cells slow: {pids['slow']}, slow2:"):
             run_study(_interruptible(), out=runner.out)
-        child.kill()
-        child.communicate()
+        _stop(child, signal.SIGKILL)
         with pytest.raises(ValueError, match=f"is in use by process {child.pid} "):
             run_study(_interruptible(), out=runner.out)
         (runner.base / "go").touch()

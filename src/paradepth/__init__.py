@@ -1,7 +1,7 @@
 """paradepth: make Transformer depth run in parallel.
 
 >>> import paradepth, torch
->>> model = paradepth.create_model("paraformer_nano", image_size=8, patch_size=2, branches=4, depth=2, num_classes=10, channels=1)
+>>> model = paradepth.create_model("paraformer_nano", image_size=8, patch_size=2, channels=1, branches=4, depth=2)
 >>> model(torch.rand(2, 1, 8, 8)).shape
 torch.Size([2, 10])
 >>> model.prefix_logits(torch.rand(2, 1, 8, 8)).shape

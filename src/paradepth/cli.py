@@ -141,13 +141,17 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
 
     if not options or options[0].startswith("-"):
         names = "\n".join(f"  {name:26} {_first_line(RECIPES[name])}" for name in sorted(RECIPES))
-        print(f"usage: paradepth train RECIPE [--option value …]     (--help after a recipe lists its options)\n\n{names}")
+        print(
+            f"usage: paradepth train RECIPE [--option value …]     (--help after a recipe lists its options)\n\n{names}"
+        )
         if options and options[0] in ("-h", "--help"):
             raise SystemExit(0)
         raise ValueError("train needs a recipe, for example: paradepth train digits_paraformer")
     recipe = get_recipe(options[0])
     groups = {name: getattr(recipe, name) for name in _groups(recipe)}
-    chosen = _parse(_Train, options[1:], f"train {options[0]}", default=_Train(**groups), about=inspect.getdoc(RECIPES[options[0]]))
+    chosen = _parse(
+        _Train, options[1:], f"train {options[0]}", default=_Train(**groups), about=inspect.getdoc(RECIPES[options[0]])
+    )
     config = Config(recipe=recipe.recipe, **{name: getattr(chosen, name) for name in groups})
     folder = chosen.run_dir or Path("runs") / recipe.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)

@@ -68,7 +68,9 @@ class Branches(nn.Module):
     def _first(self, count: int | None) -> list[Stack]:
         count = len(self) if count is None else count
         if not 1 <= count <= len(self):
-            raise ValueError(f"branches is {count}; this trunk has {len(self)}, so it must be between 1 and {len(self)}")
+            raise ValueError(
+                f"branches is {count}; this trunk has {len(self)}, so it must be between 1 and {len(self)}"
+            )
         return list(self.branches)[:count]  # pyright: ignore[reportReturnType]
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None, *, branches: int | None = None) -> Tensor:
@@ -96,7 +98,8 @@ class Branches(nn.Module):
             x_BTD: input of every branch.
             mask: attention mask.
             branches: k (default: all).
-            detach: a prefix sees the ones before it as constants, so that its loss trains its newest branch alone: boosting.
+            detach: a prefix sees the ones before it as constants, so that its loss trains its newest branch alone:
+                boosting.
         """
         states: list[Tensor] = []
         for g_BTD in self.executor.outputs(self._first(branches), x_BTD, mask):

@@ -11,7 +11,8 @@ from paradepth.depth import Stack
 
 
 class BranchExecutor(ABC):
-    """Evaluates branches on one input. Executors never own weights, and a trunk's result does not depend on which one it uses.
+    """Evaluates branches on one input. Executors never own weights, and a trunk's result does not depend on which one
+    it uses.
 
     An implementation must give `outputs`; it may replace `corrected` where a sum is cheaper than its terms
     (one reduction over devices, say).
@@ -22,7 +23,8 @@ class BranchExecutor(ABC):
         """G_i(x) for each branch, each of the shape of `x`."""
 
     def corrected(self, branches: Sequence[Stack], x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x + Σ_i (G_i(x) − x), of the shape of `x`; exactly G_1(x) for one branch, and a branch that returns x adds exactly 0."""
+        """x + Σ_i (G_i(x) − x), of the shape of `x`; exactly G_1(x) for one branch, and a branch that returns x adds
+        exactly 0."""
         first, *rest = self.outputs(branches, x, mask)
         for g in rest:
             first = first + (g - x)

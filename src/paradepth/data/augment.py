@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from paradepth.data.seeds import generator
+
 
 class Augment:
     """Random flip, padded crop and RandAugment; with nothing switched on, only the conversion to [0, 1].
@@ -73,7 +75,9 @@ class Augment:
             images_BCHW = self._flip_and_crop(images_BCHW, seed, total, rows)
         images_BCHW = images_BCHW.float().div(255) if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
         if self._rand_augment is not None:
-            images_BCHW = self._rand_augment(images_BCHW, seed=seed, total=total, rows=rows)
+            images_BCHW = self._rand_augment(
+                images_BCHW, generator=generator(seed, "operations"), total=total, rows=rows
+            )
         return images_BCHW
 
     def _flip_and_crop(self, images_BCHW: torch.Tensor, seed: int, total: int, rows: slice) -> torch.Tensor:
@@ -84,11 +88,11 @@ class Augment:
         """
         pad = self.crop_padding
         batch, _, height, width = images_BCHW.shape
-        generator = torch.Generator().manual_seed(seed)
+        draws = generator(seed, "flip and crop")
         # Drawn whether used or not, so that one option does not change what the other does.
-        flip_B = (torch.rand(total, generator=generator) < 0.5)[rows, None] & self.flip
-        top_B = torch.randint(0, 2 * pad + 1, (total,), generator=generator)[rows, None]
-        left_B = torch.randint(0, 2 * pad + 1, (total,), generator=generator)[rows, None]
+        flip_B = (torch.rand(total, generator=draws) < 0.5)[rows, None] & self.flip
+        top_B = torch.randint(0, 2 * pad + 1, (total,), generator=draws)[rows, None]
+        left_B = torch.randint(0, 2 * pad + 1, (total,), generator=draws)[rows, None]
         x_W, y_H = torch.arange(width), torch.arange(height)
         columns_BW = left_B + torch.where(flip_B, width - 1 - x_W, x_W)
         source_BP = ((top_B + y_H)[:, :, None] * (width + 2 * pad) + columns_BW[:, None, :]).flatten(1)

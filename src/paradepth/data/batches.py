@@ -5,11 +5,10 @@ Shape suffixes: N samples of the split, B samples of a batch, C channels, H, W p
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
 from paradepth.data.images import ImageSplit
+from paradepth.data.seeds import generator
 
 
 class Batches:
@@ -90,8 +89,5 @@ class Batches:
         return self.split.images_NCHW[indices], self.split.labels_N[indices]
 
     def _permutation(self, pass_index: int) -> torch.Tensor:
-        # Hashed, because neighbouring numbers are poor seeds and seed + pass would repeat one run's order in another.
-        digest = hashlib.sha256(f"order of samples {self.seed} {pass_index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        # Drawn on the CPU, whose generator gives the same order everywhere.
-        return torch.randperm(len(self.split), generator=generator).to(self.split.labels_N.device)
+        draws = generator(self.seed, "order of samples", pass_index)
+        return torch.randperm(len(self.split), generator=draws).to(self.split.labels_N.device)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class DepthExecutor(ABC):
-    """Evaluates a `Stack`. Executors never own weights: changing one changes how depth is computed, not what it computes."""
+    """Evaluates a `Stack`. Executors never own weights: changing one changes how depth is computed, not what it
+    computes."""
 
     @abstractmethod
     def run(self, stack: Stack, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from paradepth.branches import Aggregate, Branches
@@ -144,7 +143,9 @@ class ImageClassifier(nn.Module):
 
     def _branches(self, what: str) -> Branches:
         if not isinstance(self.trunk, Branches):
-            raise ValueError(f"{what} needs a model with branches; this one is a serial stack of depth {self.trunk.depth}")
+            raise ValueError(
+                f"{what} needs a model with branches; this one is a serial stack of depth {self.trunk.depth}"
+            )
         return self.trunk
 
     def forward(self, images_BCHW: Tensor, *, branches: int | None = None) -> Tensor:
@@ -196,7 +197,9 @@ class ImageClassifier(nn.Module):
         """
         trunk = self._branches("truncate")
         if not 1 <= branches <= len(trunk):
-            raise ValueError(f"branches is {branches}; this model has {len(trunk)}, so it must be between 1 and {len(trunk)}")
+            raise ValueError(
+                f"branches is {branches}; this model has {len(trunk)}, so it must be between 1 and {len(trunk)}"
+            )
         return self._resized(branches)
 
     def grow(self, branches: int, *, init: Literal["zero", "random"] = "zero") -> ImageClassifier:
@@ -204,11 +207,13 @@ class ImageClassifier(nn.Module):
 
         Args:
             branches: how many to add, at least 1.
-            init: "zero" gives the new branches zero output projections, so outputs are unchanged until they are trained;
+            init: "zero" gives the new branches zero output projections, so outputs are unchanged until they are
+                trained;
                 "random" initialises them like those of a new model, as the paper does.
 
         Raises:
-            ValueError: the model is serial, nothing to add, or "zero" with aggregate "sum" (where a branch cannot add nothing).
+            ValueError: the model is serial, nothing to add, or "zero" with aggregate "sum" (where a branch cannot add
+            nothing).
         """
         trunk = self._branches("grow")
         if branches < 1:
@@ -216,7 +221,9 @@ class ImageClassifier(nn.Module):
         if init not in ("zero", "random"):
             raise ValueError(f"init is {init!r}; it must be 'zero' or 'random'")
         if init == "zero" and self.config.aggregate == "sum":
-            raise ValueError("aggregate 'sum' adds the input once per branch, so a new branch changes outputs; use init='random'")
+            raise ValueError(
+                "aggregate 'sum' adds the input once per branch, so a new branch changes outputs; use init='random'"
+            )
         new = self._resized(len(trunk) + branches)
         if init == "zero":
             for part in list(new.parts().values())[1 + len(trunk) : -1]:

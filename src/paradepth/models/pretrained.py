@@ -92,7 +92,8 @@ def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None
 
     Args:
         path: a folder; with `hub`, the name of a Hub repository ("user/name").
-        hub: download `config.json` and `model.safetensors` from the Hugging Face Hub (or take them from its local cache).
+        hub: download `config.json` and `model.safetensors` from the Hugging Face Hub (or take them from its local
+            cache).
         revision: branch, tag or commit on the Hub.
 
     Returns:
@@ -142,7 +143,8 @@ def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None
 
 
 def push_to_hub(model: Any, repository: str, *, private: bool = False, token: str | None = None) -> str:
-    """Uploads `config.json` and `model.safetensors` to a Hub repository, which is made if missing; returns its address."""
+    """Uploads `config.json` and `model.safetensors` to a Hub repository, which is made if missing; returns its
+    address."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)

@@ -18,7 +18,8 @@ _SIZES: dict[str, dict[str, int]] = {
 _MODELS: dict[str, dict[str, Any]] = {
     **{f"paraformer_{size}": {**shape, "branches": 4, "depth": 2} for size, shape in _SIZES.items()},
     **{f"vit_{size}": {**shape, "depth": 12 if size in ("tiny", "small") else 8} for size, shape in _SIZES.items()},
-    # The shape of the authors' public code: ViT-Tiny width, 8 branches of 2 layers, plain sum, class token, dropout 0.1.
+    # The shape of the authors' public code: ViT-Tiny width, 8 branches of 2 layers, plain sum, class token, dropout
+    # 0.1.
     "paraformer_tiny_8x2_224": {
         **_SIZES["tiny"],
         "branches": 8,
@@ -68,7 +69,8 @@ def create_model(name: str, **options: Any) -> ImageClassifier:
 
     Args:
         name: see `list_models`.
-        options: fields of `ImageClassifierConfig` to replace, such as image_size, patch_size, channels, num_classes, branches,
+        options: fields of `ImageClassifierConfig` to replace, such as image_size, patch_size, channels, num_classes,
+            branches,
             depth, pool or dropout.
 
     Raises:

@@ -15,7 +15,8 @@ from paradepth.nn.dropout import Dropout
 def fused_is_faster(q: Tensor) -> bool:
     """Whether torch's fused attention is the better kernel for queries like `q`.
 
-    On CPUs the backward pass of the fused kernel in bfloat16 or float16 is several times slower than plain matrix products,
+    On CPUs the backward pass of the fused kernel in bfloat16 or float16 is several times slower than plain matrix
+    products,
     so training in those types takes the explicit form; everything else takes the fused one.
     """
     half = q.dtype in (torch.bfloat16, torch.float16)

@@ -1,10 +1,13 @@
 """Dropout whose mask is a function of (seed, step, layer, data-parallel rank) and of nothing else.
 
-The usual dropout draws from a global random stream, so evaluating a layer twice gives two masks. Iterative depth executors,
-activation recomputation and resumed runs need the same one each time. Here a mask is a hash of the element's index under a key;
+The usual dropout draws from a global random stream, so evaluating a layer twice gives two masks. Iterative depth
+executors,
+activation recomputation and resumed runs need the same one each time. Here a mask is a hash of the element's index
+under a key;
 `set_dropout_key` writes the keys of a whole model once per optimiser step.
 
-The hash is Wellons' 32-bit integer finaliser (two rounds, one key each), in plain integer tensor operations: it gives the same mask
+The hash is Wellons' 32-bit integer finaliser (two rounds, one key each), in plain integer tensor operations: it gives
+the same mask
 on every device and compiles into the surrounding graph.
 """
 
@@ -72,7 +75,8 @@ def set_dropout_key(module: nn.Module, *, seed: int, step: int, rank: int = 0) -
     """Gives every `Dropout` inside `module` the key of (seed, step, its place in the module, rank).
 
     Args:
-        module: a model or a layer; a layer's place is its qualified name, so truncated and grown models draw the same masks.
+        module: a model or a layer; a layer's place is its qualified name, so truncated and grown models draw the same
+            masks.
         seed: the run's seed.
         step: counts draws; one per forward pass that shall have a mask of its own.
         rank: data-parallel rank.

@@ -78,7 +78,7 @@ class PatchStem(nn.Module):
         """
         if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
             raise ValueError(
-                f"normalisation needs {self.channels} means and {self.channels} positive deviations, got {mean} and {std}"
+                f"normalisation is {mean} and {std}; it needs {self.channels} means and {self.channels} positive deviations"
             )
         self.pixel_mean.copy_(torch.as_tensor(mean))
         self.pixel_std.copy_(torch.as_tensor(std))
@@ -91,7 +91,9 @@ class PatchStem(nn.Module):
         """
         expected = (self.channels, *self.image_size)
         if images_BCHW.dim() != 4 or tuple(images_BCHW.shape[1:]) != expected:
-            raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; this model takes (batch, {str(expected)[1:]}")
+            raise ValueError(
+                f"images have shape {tuple(images_BCHW.shape)}; this model takes (batch, {str(expected)[1:]}"
+            )
         if not images_BCHW.is_floating_point():
             raise ValueError(f"images are {images_BCHW.dtype}; this model takes floating-point pixels between 0 and 1")
         B, C = images_BCHW.shape[:2]

@@ -67,7 +67,8 @@ def cifar100_paraformer() -> Config:
 
 
 def paraformer_authors_224() -> Config:
-    """The authors' published setting, for a GPU: CIFAR-10 at 224 pixels, 8 branches × 2 layers, cycle, Adam without decay."""
+    """The authors' published setting, for a GPU: CIFAR-10 at 224 pixels, 8 branches × 2 layers, cycle, Adam without
+    decay."""
     return Config().replace(
         model="paraformer_tiny_8x2_224",
         data="cifar10",

@@ -48,7 +48,10 @@ def comparison_page(runs: Sequence[Run]) -> str:
         zip(runs, labels, range(len(runs)), strict=True), key=lambda item: -(item[0].accuracy or [-1.0])[-1]
     )
     widest = max(len(run.accuracy) for run in runs)
-    rows = [_row(run, label, index, widest, best=place == 0) for place, (run, label, index) in enumerate(ranked)]
+    fair = len(data) == 1 and len({run.split for run in runs}) == 1
+    rows = [
+        _row(run, label, index, widest, best=fair and place == 0) for place, (run, label, index) in enumerate(ranked)
+    ]
     return render(
         "compare.html.j2",
         title=f"{len(runs)} runs on {' and '.join(data)}"
@@ -153,7 +156,8 @@ def prefix_plot(lines: Sequence[Deviating], keys: Sequence[figure.Key], numbers:
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Options whose values are not the same in all runs."""
-    merged = [{**run.model, **run.training} for run in runs]
+    # What was built counts more than what was asked for: an option left unset is null in the training options.
+    merged = [{**run.training, **run.model} for run in runs]
     names = [name for name in dict.fromkeys(name for options in merged for name in options) if name != "class_names"]
     rows = [(name, [text.setting(options[name]) if name in options else "" for options in merged]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]

@@ -44,13 +44,13 @@ def thin(xs: Sequence[float], ys: Sequence[float], limit: int = MAX_POINTS) -> t
 
 
 def late_range(lines: Sequence[Points], *, low: bool) -> tuple[float, float] | None:
-    """Limits of a y axis that show the last four fifths of the lines: the first steps would flatten all that follows.
+    """Limits of a y axis that show the last four fifths of each line: the first steps would flatten all that follows.
 
     `low` says that lines start low (accuracy) rather than high (loss).
     """
     values, late = [], []
-    end = max((x for xs, _ in lines for x in xs), default=0.0)
     for xs, ys in lines:
+        end = max(xs, default=0.0)
         for x, y in zip(xs, ys, strict=True):
             if math.isfinite(y):
                 values.append(y)

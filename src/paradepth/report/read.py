@@ -230,7 +230,8 @@ OPTIONAL_LISTS = ("contribution", "forward_flops")
 
 
 def _read_events(path: Path) -> Iterator[dict[str, Any]]:
-    for line_number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+    # Only a line that ends is whole: a process killed while writing leaves a part of one, which resuming cuts off.
+    for line_number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
         if not line.strip():
             continue
         event, where = _parse(line, path, line_number), f"{path}, line {line_number}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paradepth.studies import stagewise
+from paradepth.studies import schedules, stagewise
 from paradepth.studies.study import Study
 
-STUDIES: dict[str, Callable[[], Study]] = {"stagewise": stagewise.study}
+STUDIES: dict[str, Callable[[], Study]] = {"schedules": schedules.study, "stagewise": stagewise.study}
 
 
 def get_study(name: str) -> Study:

@@ -1,7 +1,9 @@
 """The compute of an update: layer evaluations and floating-point operations.
 
-A layer evaluation is one layer on one sample, forward and backward. The backward pass has two products for each one of the forward
-pass (gradients of inputs and of weights), so a layer without trainable weights costs 2/3 of it when the gradient only passes
+A layer evaluation is one layer on one sample, forward and backward. The backward pass has two products for each one
+of the forward
+pass (gradients of inputs and of weights), so a layer without trainable weights costs 2/3 of it when the gradient only
+passes
 through, and 1/3 when nothing before it learns either.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from paradepth.branches import Branches
 from paradepth.models import ImageClassifier
@@ -45,10 +48,11 @@ def update_cost(model: ImageClassifier, objective: Objective, trainable: Collect
         else {"trunk": model.trunk}
     )
     evals = flops = 0.0
+    stack: Any
     for name, stack in stacks.items():
         part = 1.0 if name in trainable else 2 / 3 if stem else 1 / 3
-        evals += part * stack.depth  # pyright: ignore[reportOperatorIssue]
-        flops += 3 * part * stack.flops(tokens)  # pyright: ignore[reportCallIssue]
+        evals += part * stack.depth
+        flops += 3 * part * stack.flops(tokens)
     heads = 1 if objective.weights is None else objective.prefix
     flops += model.stem.flops() * (2 if stem else 1) + 3 * heads * model.head.flops()
     return Cost(evals, flops)

@@ -36,7 +36,7 @@ class Budget:
             value = 0.0
         if match is None or not 0 < value < float("inf"):
             raise ValueError(
-                f"budget is {text!r}; write a positive number and a unit: '20 epochs', '3000 steps' or '1.5e6 layer_evals'"
+                f"budget is {text!r}; write a positive number and a unit: '20 epochs', '300 steps' or '1e6 layer_evals'"
             )
         unit = match.group(2)
         return cls(value, unit if unit == "layer_evals" else unit.rstrip("s") + "s")  # pyright: ignore[reportArgumentType]
@@ -132,7 +132,8 @@ class OptimiserOptions:
     """Optimisation.
 
     Attributes:
-        budget: how long: '20 epochs', '3000 steps' or '1.5e6 layer_evals' (one layer on one sample, forward and backward).
+        budget: how long: '20 epochs', '3000 steps' or '1.5e6 layer_evals' (one layer on one sample, forward and
+            backward).
         batch_size: samples of one update, over all processes.
         accumulate: parts into which a process cuts its share of a batch to save memory.
         optimiser: adamw, or muon for matrices with adamw for the rest.

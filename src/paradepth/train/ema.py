@@ -11,7 +11,8 @@ from torch import nn
 class MovingAverage:
     """Keeps θ̄ ← decay · θ̄ + (1 − decay) · θ of a model's parameters, in a copy of the model.
 
-    The decay starts small, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages forget the initialisation.
+    The decay starts small, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages forget the
+    initialisation.
 
     >>> model = nn.Linear(1, 1)
     >>> average = MovingAverage(model, 0.5)
@@ -28,5 +29,5 @@ class MovingAverage:
         """Moves the average towards the model's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, weights = list(self.model.parameters()), [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(weight, 1.0 - decay)

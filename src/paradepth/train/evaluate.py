@@ -64,7 +64,9 @@ def evaluate(
     model.train(was_training)
     values = world.sum(sums).tolist()
     n = model.prefixes
-    return Evaluation([v / len(split) for v in values[:n]], [v / len(split) for v in values[n : 2 * n]], values[2 * n :])
+    return Evaluation(
+        [v / len(split) for v in values[:n]], [v / len(split) for v in values[n : 2 * n]], values[2 * n :]
+    )
 
 
 @torch.no_grad()
@@ -81,7 +83,13 @@ def predictions(model: ImageClassifier, split: ImageSplit, *, batch_size: int = 
 
 
 def detailed_evaluation(
-    model: ImageClassifier, split: ImageSplit, *, name: str, class_names: tuple[str, ...], world: World, examples: int = 24
+    model: ImageClassifier,
+    split: ImageSplit,
+    *,
+    name: str,
+    class_names: tuple[str, ...],
+    world: World,
+    examples: int = 24,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: means by prefix, confusion matrix of the full model, and example predictions.
 

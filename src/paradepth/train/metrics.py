@@ -14,7 +14,8 @@ class MetricsLog:
     Args:
         folder: the run directory.
         tensorboard: also write TensorBoard event files.
-        position: size in bytes to continue from (what is behind it is dropped: a resumed run writes it again); None starts afresh.
+        position: size in bytes to continue from (what is behind it is dropped: a resumed run writes it again); None
+            starts afresh.
 
     Raises:
         ValueError: TensorBoard is asked for and not installed.

@@ -23,10 +23,10 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, options: OptimiserOptions) -> None:
         self.base_rate = options.learning_rate
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
         for part, module in model.parts().items():  # pyright: ignore[reportCallIssue]
-            kinds: dict[tuple[str, float], list[Tensor]] = {}
+            kinds: dict[tuple[str, float], list[nn.Parameter]] = {}
             for parameter in module.parameters():
                 matrix = parameter.dim() == 2
                 hidden = part not in ("stem", "head")  # Muon is for hidden matrices; embeddings and outputs take AdamW
@@ -47,6 +47,11 @@ class Optimiser:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.base_rate * factors[group["part"]]
+
+    @property
+    def rate(self) -> float:
+        """The largest learning rate of the last update."""
+        return max(group["lr"] for optimiser in self.optimisers for group in optimiser.param_groups)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -69,7 +74,7 @@ class Optimiser:
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes moments from `state_tensors`; parameters that are not in it start afresh."""
-        parameters = {name: parameter for parameter, name in self.names.items()}
+        parameters: dict[str, Tensor] = {name: parameter for parameter, name in self.names.items()}
         owner = {p: o for o in self.optimisers for group in o.param_groups for p in group["params"]}
         for key, value in tensors.items():
             name, moment = key.rsplit(":", 1)

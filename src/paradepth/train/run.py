@@ -7,8 +7,8 @@ environment.json, evaluation.json, report.html.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -84,7 +84,9 @@ def resume_run(run_dir: str | Path, *, on_batch: Callable[[int], None] = lambda 
     folder = Path(run_dir)
     config = read_run_config(folder)
     if (folder / "model.safetensors").exists():
-        raise ValueError(f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it")
+        raise ValueError(
+            f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it"
+        )
     with join_world(config.run_options.device) as world:
         parts = _prepare(config, world)
         view = ProgressView(enabled=world.is_main)
@@ -132,7 +134,7 @@ def _prepare(config: Config, world: World) -> _Parts:
         torch.set_num_threads(r.threads)
     if o.batch_size % (world.size * o.accumulate):
         raise ValueError(
-            f"batch_size {o.batch_size} does not split into {world.size} processes × {o.accumulate} parts (accumulate); "
+            f"batch_size {o.batch_size} does not split into {world.size} processes × {o.accumulate} (accumulate) parts; "
             f"it must be a multiple of {world.size * o.accumulate}"
         )
     data = load_data(config)
@@ -153,7 +155,9 @@ def _prepare(config: Config, world: World) -> _Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         model = ImageClassifier(shape)
-        options = {f.name: getattr(s, f.name) for f in fields(s) if f.name != "schedule" and getattr(s, f.name) != f.default}
+        options = {
+            f.name: getattr(s, f.name) for f in fields(s) if f.name != "schedule" and getattr(s, f.name) != f.default
+        }
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
         schedule.prepare(model)
@@ -252,12 +256,16 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
         strange = sorted(p.name for p in folder.iterdir() if p.name not in (*_RUN_FILES, *_RUN_FOLDERS))
         if strange:
-            raise ValueError(f"{folder} holds {strange[:3]} and no config.json, so it is not a run; it is not overwritten")
+            raise ValueError(
+                f"{folder} holds {strange[:3]} and no config.json, so it is not a run; it is not overwritten"
+            )
     parent = folder
     while not parent.exists():
         parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"run directory {folder} cannot be written: no permission in {parent}")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(f"run directory {folder} cannot be written: {error}") from error
 
 
 def _clear(folder: Path) -> None:

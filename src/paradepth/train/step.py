@@ -24,7 +24,9 @@ class TrainStep(nn.Module):
         autocast: dtype of autocast, or None.
     """
 
-    def __init__(self, model: ImageClassifier, *, label_smoothing: float = 0.0, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: ImageClassifier, *, label_smoothing: float = 0.0, autocast: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing

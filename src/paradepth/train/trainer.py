@@ -1,6 +1,7 @@
 """The training loop.
 
-Every random draw is a function of the seed and of counters (order of samples: pass; augmentation and dropout: step and rank), so the
+Every random draw is a function of the seed and of counters (order of samples: pass; augmentation: step; dropout: step
+and rank), so the
 state of a run is its weights, moments and counters, and resuming is exact.
 
 Shapes: B batch, C channels, H, W image size.
@@ -36,6 +37,8 @@ from paradepth.train.schedules import Objective, Schedule
 from paradepth.train.signals import StopRequest
 from paradepth.train.step import TrainStep
 
+_TRAIN_EVENTS = 200  # of the training loss over a run
+
 
 class Interrupted(RuntimeError):
     """A signal stopped the run; its state is saved."""
@@ -45,8 +48,8 @@ class NonFiniteLoss(RuntimeError):
     """The loss or a gradient became infinite or not a number; the state before that update is saved."""
 
 
-def _draw_seed(seed: int, step: int, rank: int) -> int:
-    digest = hashlib.blake2b(f"augment/{seed}/{step}/{rank}".encode(), digest_size=4).digest()
+def _draw_seed(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"augment/{seed}/{step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -90,7 +93,7 @@ class Trainer:
         self.next_validation = 1
         self._step_module: Any = None
 
-    # ---- progress ----------------------------------------------------------------------------------------------------------
+    # ---- progress ------------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> float:
@@ -103,7 +106,7 @@ class Trainer:
         done = {"epochs": self.epoch, "steps": self.step, "layer_evals": self.spent.layer_evals}[self.budget.unit]
         return done / self.budget.value
 
-    # ---- state -------------------------------------------------------------------------------------------------------------
+    # ---- state ---------------------------------------------------------------------------------------------
 
     def _evaluated(self) -> ImageClassifier:
         return self.average.model if self.average else self.model
@@ -145,7 +148,7 @@ class Trainer:
         self.next_validation = state["next_validation"]
         self._step_module = None
 
-    # ---- the loop ----------------------------------------------------------------------------------------------------------
+    # ---- the loop ------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -173,6 +176,7 @@ class Trainer:
             self.save(log)
         reported, started, samples = time.monotonic(), time.monotonic(), 0
         losses, correct, norm = 0.0, 0.0, 0.0
+        next_event = int(self.progress * _TRAIN_EVENTS) + 1
         while self.progress < 1.0:
             self._advance(log, view)
             loss, hits, norm = self._batch(log)
@@ -180,7 +184,8 @@ class Trainer:
             started = time.monotonic()
             samples += self.config.optimiser_options.batch_size
             losses, correct = losses + loss, correct + hits
-            if samples and (self.step % 50 == 0 or self.progress >= 1.0):
+            if self.progress * _TRAIN_EVENTS >= next_event or self.progress >= 1.0:
+                next_event = int(self.progress * _TRAIN_EVENTS) + 1
                 elapsed = time.monotonic() - reported
                 count = samples / self.config.optimiser_options.batch_size
                 self._log_training(log, losses / count, correct / samples, norm, samples / max(elapsed, 1e-9))
@@ -212,7 +217,8 @@ class Trainer:
             view.say(f"{100 * self.progress:5.1f} %   branch {self.schedule.active} joins ({reason})")
 
     def _prepared_step(self) -> Any:
-        """The training step for the present stage: what learns is set anew, and wrappers that remember it are rebuilt."""
+        """The training step for the present stage: what learns is set anew, and wrappers that remember it are
+        rebuilt."""
         if self._step_module is not None:
             return self._step_module
         trainable = self.schedule.trainable()
@@ -237,7 +243,10 @@ class Trainer:
         o, r = self.config.optimiser_options, self.config.run_options
         pass_index, batch_index = divmod(self.step, len(self.batches))
         images_BCHW, labels_B = self.batches.get(pass_index, batch_index)
-        images_BCHW = self.augment(images_BCHW, seed=_draw_seed(r.seed, self.step, self.world.rank))
+        first = self.world.rank * len(
+            labels_B
+        )  # draws are made for the global batch, so they do not depend on its split
+        images_BCHW = self.augment(images_BCHW, seed=_draw_seed(r.seed, self.step), first=first, total=o.batch_size)
         step = self._prepared_step()
         self.model.train()
         loss = hits = norm = torch.zeros(())
@@ -282,16 +291,18 @@ class Trainer:
         if self.step not in self.store.steps():
             self.save(log)
         raise NonFiniteLoss(
-            f"loss {loss} and gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights from before this "
-            "update are saved. Try a lower learning_rate, a longer warmup, clip 1.0, or precision float32"
+            f"loss {loss} and gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights from "
+            "before this update are saved. Try a lower learning_rate, a longer warmup, clip 1.0, or precision float32"
         )
 
-    # ---- measuring ---------------------------------------------------------------------------------------------------------
+    # ---- measuring -----------------------------------------------------------------------------------------
 
     def _spent_fields(self) -> dict[str, float]:
         return {"layer_evals": self.spent.layer_evals, "flops": self.spent.flops, "seconds": self.seconds}
 
-    def _log_training(self, log: MetricsLog | SilentLog, loss: float, accuracy: float, norm: float, rate: float) -> None:
+    def _log_training(
+        self, log: MetricsLog | SilentLog, loss: float, accuracy: float, norm: float, rate: float
+    ) -> None:
         log.write(
             "train",
             step=self.step,
@@ -299,7 +310,7 @@ class Trainer:
             **self._spent_fields(),
             loss=loss,
             accuracy=accuracy,
-            learning_rate=self.optimiser.base_rate * max(self.schedule.rates(self.progress).values()),
+            learning_rate=self.optimiser.rate,
             samples_per_second=rate,
             active=self.schedule.active,
             gradient_norm=norm,

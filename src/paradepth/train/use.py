@@ -84,7 +84,8 @@ def predict_images(
         p_N = model(image_CHW.unsqueeze(0).float() / 255, branches=branches).softmax(dim=-1)[0]
         best = p_N.topk(top)
         classes = [
-            {"class": names[i], "confidence": p} for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            {"class": names[i], "confidence": p}
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         results.append({"image": str(path), "classes": classes})
     return results

@@ -7,4 +7,14 @@ from paradepth.train.schedules.joint import Joint
 from paradepth.train.schedules.one_pass import OnePass
 from paradepth.train.schedules.stagewise import Stagewise
 
-__all__ = ["SCHEDULES", "Annealing", "Cycle", "Joint", "Objective", "OnePass", "Schedule", "Stagewise", "build_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "Annealing",
+    "Cycle",
+    "Joint",
+    "Objective",
+    "OnePass",
+    "Schedule",
+    "Stagewise",
+    "build_schedule",
+]

@@ -49,7 +49,8 @@ class Objective:
 
     Attributes:
         prefix: number k of branches that are evaluated.
-        weights: weight of the loss of each prefix 1..k (they are normalised to sum 1); None is the loss of prefix k alone.
+        weights: weight of the loss of each prefix 1..k (they are normalised to sum 1); None is the loss of prefix k
+            alone.
         detach: earlier prefixes are constants for later ones (boosting).
         clip: whether the gradient norm is clipped.
     """
@@ -65,7 +66,8 @@ class Objective:
 
 
 class Schedule(ABC):
-    """Decides what is trained when. A schedule sees progress (the part of the budget spent) and validation losses, never data.
+    """Decides what is trained when. A schedule sees progress (the part of the budget spent) and validation losses,
+    never data.
 
     Args:
         parts: names of the model's parts in order: "stem", the branches (or "trunk"), "head".
@@ -108,7 +110,8 @@ class Schedule(ABC):
     def advance(self, progress: float, validation_loss: float | None = None) -> str | None:
         """Moves to the next stage if it is time, and then says why ("fixed" or "plateau").
 
-        Called before every batch with the progress, and after every validation with the loss of the active prefix as well.
+        Called before every batch with the progress, and after every validation with the loss of the active prefix as
+        well.
         """
         return None
 
@@ -131,6 +134,7 @@ def check_weights(weights: Sequence[float] | None, branches: int) -> tuple[float
         return (1.0,) * branches
     if len(weights) != branches or min(weights) < 0 or weights[-1] <= 0:
         raise ValueError(
-            f"prefix_weights is {tuple(weights)}; it needs {branches} numbers (one for each branch), none negative, the last positive"
+            f"prefix_weights is {tuple(weights)}; it needs {branches} numbers (one for each branch), "
+            "none negative, the last positive"
         )
     return tuple(float(w) for w in weights)

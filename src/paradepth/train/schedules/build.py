@@ -39,5 +39,7 @@ def build_schedule(name: str, parts: Sequence[str], annealing: Annealing, option
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = [option for option in given if option not in known]
     if unknown:
-        raise ValueError(f"schedule {name!r} takes no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"schedule {name!r} takes no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}"
+        )
     return cls(parts, annealing, **given)

@@ -8,7 +8,8 @@ from paradepth.train.schedules.base import Annealing, Objective, Schedule
 
 
 class Cycle(Schedule):
-    """For every batch and i = 1..n an update with the loss of prefix i, clipped; then a second pass over the data with the full sum, unclipped.
+    """For every batch and i = 1..n an update with the loss of prefix i, clipped; then a second pass over the data
+    with the full sum, unclipped.
 
     Costs n(n+1)/2 branch evaluations per batch of the first pass and n per batch of the second.
     Source: the public code of ParaFormer (arXiv 2510.15425).

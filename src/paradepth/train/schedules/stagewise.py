@@ -1,13 +1,14 @@
 """Branches are activated one after another, each correcting what the earlier ones left.
 
-    progress  0 ───────────── 1/3 ───────────── 2/3 ───────────── 1
-    branch 1  ▁▃█▇▆▅▄▃▂▁      predecessors: free, slow or frozen
-    branch 2                  ▁▃█▇▆▅▄▃▂▁
-    branch 3                                    ▁▃█▇▆▅▄▃▂▁        each with a warm-up and decay of its own
+progress  0 ───────────── 1/3 ───────────── 2/3 ───────────── 1
+branch 1  ▁▃█▇▆▅▄▃▂▁      predecessors: free, slow or frozen
+branch 2                  ▁▃█▇▆▅▄▃▂▁
+branch 3                                    ▁▃█▇▆▅▄▃▂▁        each with a warm-up and decay of its own
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,23 +20,29 @@ Predecessors = Literal["free", "slow", "frozen"]
 
 
 class Stagewise(Schedule):
-    """Stage k trains prefix k; branch k+1 joins when stage k is over. Source: ParaFormer (arXiv 2510.15425), which fine-tunes
+    """Stage k trains prefix k; branch k+1 joins when stage k is over. Source: ParaFormer (arXiv 2510.15425), which
+    fine-tunes
     the earlier branches and gives no criterion for "converged sufficiently".
 
-    A stage ends at its fixed point of the budget, or sooner, with `advance_on="plateau"`, when the validation loss of the
-    active prefix has not improved by `min_delta` for `patience` validations; the budget it leaves is shared by the later stages.
+    A stage ends at its fixed point of the budget, or sooner, with `advance_on="plateau"`, when the validation loss of
+    the
+    active prefix has not improved by `min_delta` for `patience` validations; the budget it leaves is shared by the
+    later stages.
 
     Args:
         parts, annealing: see `Schedule`; each stage has a warm-up and decay of its own unless `anneal="run"`.
         advance_on: "fixed" or "plateau".
         advance_at: the n−1 parts of the budget, increasing, at which stages end; equal shares by default.
         patience, min_delta: of the plateau.
-        predecessors: "free" learn at the full rate, "slow" at `slow_factor` of it, "frozen" not at all, nor does the stem:
+        predecessors: "free" learn at the full rate, "slow" at `slow_factor` of it, "frozen" not at all, nor does the
+            stem:
             the frozen prefix is evaluated without gradients.
         slow_factor: rate of slowed predecessors and the stem.
-        new_branch: "zero" starts a branch with zero output projections, so that the loss cannot jump; "random" as the paper.
+        new_branch: "zero" starts a branch with zero output projections, so that the loss cannot jump; "random" as the
+            paper.
         anneal: "stage" or "run", the span of warm-up and decay.
-        prefix_losses: train on the losses of all active prefixes (from one evaluation) instead of the newest one's alone.
+        prefix_losses: train on the losses of all active prefixes (from one evaluation) instead of the newest one's
+            alone.
         prefix_weights, detach: of those losses, as in `OnePass`.
 
     Raises:
@@ -75,7 +82,9 @@ class Stagewise(Schedule):
             if value not in allowed:
                 raise ValueError(f"{option} is {value!r}; it must be one of {', '.join(allowed)}")
         if patience < 1 or min_delta < 0:
-            raise ValueError(f"patience is {patience} and min_delta {min_delta}; they must be at least 1 and at least 0")
+            raise ValueError(
+                f"patience is {patience} and min_delta {min_delta}; they must be at least 1 and at least 0"
+            )
         if not 0 < slow_factor <= 1:
             raise ValueError(f"slow_factor is {slow_factor}; it must be above 0 and at most 1")
         if not prefix_losses and (prefix_weights is not None or detach):
@@ -84,13 +93,19 @@ class Stagewise(Schedule):
             raise ValueError("advance_at gives fixed points, so it does not go with advance_on='plateau'")
         if advance_at is not None:
             points = [0.0, *advance_at, 1.0]
-            if len(advance_at) != self.branches - 1 or any(a >= b for a, b in zip(points, points[1:], strict=False)):
+            if len(advance_at) != self.branches - 1 or any(a >= b for a, b in itertools.pairwise(points)):
                 raise ValueError(
-                    f"advance_at is {tuple(advance_at)}; it needs {self.branches - 1} increasing parts of the budget between 0 and 1"
+                    f"advance_at is {tuple(advance_at)}; it needs {self.branches - 1} increasing parts of the budget "
+                    "between 0 and 1"
                 )
         self.advance_on, self.patience, self.min_delta = advance_on, patience, min_delta
         self.advance_at = None if advance_at is None else tuple(advance_at)
-        self.predecessors, self.slow_factor, self.new_branch, self.anneal = predecessors, slow_factor, new_branch, anneal
+        self.predecessors, self.slow_factor, self.new_branch, self.anneal = (
+            predecessors,
+            slow_factor,
+            new_branch,
+            anneal,
+        )
         self.weights = check_weights(prefix_weights, self.branches) if prefix_losses else None
         self.detach = detach
         self._active = 1
@@ -115,7 +130,9 @@ class Stagewise(Schedule):
         if self.branches == 1 or self.new_branch == "random":
             return
         if model.config.aggregate == "sum":  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError("aggregate 'sum' adds the input once per branch, so no branch can start at zero; set new_branch=random")
+            raise ValueError(
+                "aggregate 'sum' adds the input once per branch, so no branch can start at zero; set new_branch=random"
+            )
         for part in list(model.parts().values())[2:-1]:  # pyright: ignore[reportCallIssue]
             part.zero_output_()
 
