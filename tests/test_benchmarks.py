@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,10 +32,9 @@ def test_train_step_benchmark_writes_a_complete_result(tmp_path: Path) -> None:
     assert done.stdout.count("\n| 8x8x1") == 6
 
 
-def test_train_step_benchmark_refuses_no_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--rounds", "0"], ["--clock", "cpu", "--threads", "2"]])
+def test_train_step_benchmark_refuses_what_cannot_be_measured(tmp_path: Path, options: list[str]) -> None:
     script = ROOT / "benchmarks" / "train_step" / "run.py"
-    done = subprocess.run(
-        [sys.executable, script, "--rounds", "0"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert "--rounds" in done.stderr
+    assert options[0] in done.stderr

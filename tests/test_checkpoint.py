@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paradepth.atomic import write_bytes, write_json, write_text
 from paradepth.train import checkpoint as checkpoint_module
-from paradepth.train.atomic import write_bytes, write_json, write_text
 from paradepth.train.checkpoint import CheckpointStore
 
 DTYPES = [

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
+
+from paradepth.atomic import write_bytes, write_json
 
 _MODEL_TYPES: dict[str, Any] = {}
 
@@ -47,24 +48,6 @@ def build_model(config: dict[str, Any]) -> Any:
     return _MODEL_TYPES[kind].from_config(config["model"])
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
     """Writes `config.json` and `model.safetensors` into the folder `path`, each atomically.
 
@@ -79,9 +62,8 @@ def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | Non
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(folder / "model.safetensors", lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-    text = json.dumps({**config_dict(model), **(extra or {})}, indent=2)
-    _replace(folder / "config.json", lambda file: file.write_text(text + "\n"))
+    write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_json(folder / "config.json", {**config_dict(model), **(extra or {})})
     return folder
 
 

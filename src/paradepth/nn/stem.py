@@ -78,7 +78,7 @@ class PatchStem(nn.Module):
         """
         if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
             raise ValueError(
-                f"normalisation is {mean} and {std}; it needs {self.channels} means and {self.channels} positive deviations"
+                f"normalisation is {mean} and {std}; {self.channels} means and positive deviations are needed"
             )
         self.pixel_mean.copy_(torch.as_tensor(mean))
         self.pixel_std.copy_(torch.as_tensor(std))

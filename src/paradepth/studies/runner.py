@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from paradepth.atomic import write_json
 from paradepth.studies.lock import StudyLock
 from paradepth.studies.record import collect, read_record, read_run
 from paradepth.studies.study import Cell, Study, resume_command, train_command
-from paradepth.train.atomic import write_json
 from paradepth.train.checkpoint import CheckpointStore
 
 __all__ = ["Cell", "Study", "collect", "run_study"]

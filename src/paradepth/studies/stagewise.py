@@ -13,17 +13,22 @@ from paradepth.studies.study import Cell, Study
 BUDGET = "1.2e6 layer_evals"  # 2.8 epochs of a stack of depth 8 on 54,000 images
 COMMON: dict[str, Any] = {"patch_size": 7, "crop_padding": 0, "validations": 16}
 
+EQUAL = [0.25, 0.5, 0.75]  # stages of equal compute
+SHARES = [0.1, 0.3, 0.6]  # stages of about equal numbers of steps: a step of stage k costs k branches
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    "frozen": {"predecessors": "frozen"},
-    "slow": {"predecessors": "slow"},
-    "free": {},
     "free, one decay over the run": {"anneal": "run"},
+    "free": {},
+    "slow": {"predecessors": "slow"},
+    "frozen": {"predecessors": "frozen"},
+    "free, one decay, later stages longer": {"anneal": "run", "advance_at": SHARES},
+    "slow, one decay, later stages longer": {"anneal": "run", "advance_at": SHARES, "predecessors": "slow"},
+    "frozen, one decay, later stages longer": {"anneal": "run", "advance_at": SHARES, "predecessors": "frozen"},
+    "free, one decay, random start": {"anneal": "run", "new_branch": "random"},
+    "free, one decay, prefix losses, later longer": {"anneal": "run", "advance_at": SHARES, "prefix_losses": True},
+    "free, one decay, detached prefix losses": {"anneal": "run", "prefix_losses": True, "detach": True},
     "free, prefix losses": {"prefix_losses": True},
     "slow, prefix losses": {"predecessors": "slow", "prefix_losses": True},
-    "free, detached prefix losses": {"prefix_losses": True, "detach": True},
-    "slow, random start": {"predecessors": "slow", "new_branch": "random"},
-    "frozen, random start": {"predecessors": "frozen", "new_branch": "random"},
-    "free, plateau": {"advance_on": "plateau", "patience": 1},
 }
 
 
@@ -56,7 +61,7 @@ def study(seeds: tuple[int, ...] = (0, 1)) -> Study:
                 "predecessors": "free",
                 "new_branch": "zero",
             }
-            chosen |= {"prefix_losses": False, "advance_on": "fixed", "budget": BUDGET, **options}
+            chosen |= {"prefix_losses": False, "advance_on": "fixed", "advance_at": EQUAL, "budget": BUDGET, **options}
             cells.append(
                 Cell(f"{slug}-{seed}", "1,200,000 layer evaluations", label, "fashion_paraformer", chosen, seed)
             )

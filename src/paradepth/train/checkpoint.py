@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from paradepth.train.atomic import sync_folder, write_json
+from paradepth.atomic import sync_folder, write_json
 
 _TENSORS, _STATE, _CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})(\.previous)?")

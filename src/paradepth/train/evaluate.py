@@ -70,43 +70,43 @@ def evaluate(
 
 
 @torch.no_grad()
-def predictions(model: ImageClassifier, split: ImageSplit, *, batch_size: int = 500) -> Tensor:
-    """Probabilities of every prefix for every sample, shape (n, samples, N), in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    parts = [
-        model.prefix_logits(split.images_NCHW[i : i + batch_size].float() / 255).float().softmax(dim=-1)
-        for i in range(0, len(split), batch_size)
-    ]
-    model.train(was_training)
-    return torch.cat(parts, dim=1)
-
-
 def detailed_evaluation(
     model: ImageClassifier,
     split: ImageSplit,
     *,
     name: str,
     class_names: tuple[str, ...],
-    world: World,
     examples: int = 24,
+    batch_size: int = 500,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: means by prefix, confusion matrix of the full model, and example predictions.
 
     Examples are the first samples of the split: as many mistakes as there are, up to half, the rest right.
     """
-    means = evaluate(model, split, world=world)
-    p_nBN = predictions(model, split)
-    predicted_nB = p_nBN.argmax(dim=-1)
+    was_training = model.training
+    model.eval()
+    log_p_nBN = torch.cat(
+        [
+            model.prefix_logits(split.images_NCHW[i : i + batch_size].float() / 255).double().log_softmax(dim=-1)
+            for i in range(0, len(split), batch_size)
+        ],
+        dim=1,
+    )
+    contribution_nB = model.contributions(split.images_NCHW[:batch_size].float() / 255)
+    model.train(was_training)
+    labels_nB1 = split.labels_N.expand(len(log_p_nBN), -1).unsqueeze(-1)
+    loss_n = -log_p_nBN.gather(2, labels_nB1).squeeze(-1).mean(dim=1)
+    predicted_nB = log_p_nBN.argmax(dim=-1)
+    right_nB = predicted_nB == split.labels_N
     confusion = multiclass_confusion_matrix(predicted_nB[-1], split.labels_N, num_classes=model.config.num_classes)
-    wrong = (predicted_nB[-1] != split.labels_N).nonzero().flatten().tolist()[: examples // 2]
-    right = (predicted_nB[-1] == split.labels_N).nonzero().flatten().tolist()[: examples - len(wrong)]
+    wrong = (~right_nB[-1]).nonzero().flatten().tolist()[: examples // 2]
+    right = right_nB[-1].nonzero().flatten().tolist()[: examples - len(wrong)]
     return {
         "split": name,
         "samples": len(split),
-        "loss": means.loss,
-        "accuracy": means.accuracy,
-        "contribution": means.contribution,
+        "loss": loss_n.tolist(),
+        "accuracy": right_nB.double().mean(dim=1).tolist(),
+        "contribution": contribution_nB.double().mean(dim=1).tolist(),
         "confusion": confusion.tolist(),
         "class_names": list(class_names),
         "examples": [
@@ -114,7 +114,7 @@ def detailed_evaluation(
                 "png": _png(split.images_NCHW[i]),
                 "label": int(split.labels_N[i]),
                 "prediction": int(predicted_nB[-1, i]),
-                "confidence": float(p_nBN[-1, i].max()),
+                "confidence": float(log_p_nBN[-1, i].max().exp()),
                 "by_prefix": predicted_nB[:, i].tolist(),
             }
             for i in wrong + right

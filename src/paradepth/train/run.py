@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from paradepth.atomic import write_json
 from paradepth.data.images import ImageData, load_images
 from paradepth.distributed import World, join_world
 from paradepth.models import ImageClassifier, model_config
 from paradepth.models.pretrained import config_dict, save_pretrained
-from paradepth.train.atomic import write_json
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, DataOptions, ScheduleOptions, check_options
 from paradepth.train.environment import command_line, environment
@@ -134,7 +134,7 @@ def _prepare(config: Config, world: World) -> _Parts:
         torch.set_num_threads(r.threads)
     if o.batch_size % (world.size * o.accumulate):
         raise ValueError(
-            f"batch_size {o.batch_size} does not split into {world.size} processes × {o.accumulate} (accumulate) parts; "
+            f"batch_size {o.batch_size} cannot be cut into {world.size} processes × {o.accumulate} parts (accumulate): "
             f"it must be a multiple of {world.size * o.accumulate}"
         )
     data = load_data(config)
@@ -200,15 +200,16 @@ def _train(
 def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dict[str, Any]:
     final = trainer.average.model if trainer.average else trainer.model
     data = trainer.data
-    report = detailed_evaluation(final, data.test, name="test", class_names=data.class_names, world=world)
+    report: dict[str, Any] = {}
     if world.is_main:
+        report = detailed_evaluation(final, data.test, name="test", class_names=data.class_names)
         write_json(folder / "evaluation.json", report)
         save_pretrained(final, folder, extra={"training": config.flat()})
     world.barrier()
     return {
         "run": str(folder),
-        "accuracy": report["accuracy"],
-        "loss": report["loss"],
+        "accuracy": report.get("accuracy"),
+        "loss": report.get("loss"),
         "parameters": sum(p.numel() for p in final.parameters()),
         "steps": trainer.step,
         "layer_evals": trainer.spent.layer_evals,

@@ -291,8 +291,8 @@ class Trainer:
         if self.step not in self.store.steps():
             self.save(log)
         raise NonFiniteLoss(
-            f"loss {loss} and gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights from "
-            "before this update are saved. Try a lower learning_rate, a longer warmup, clip 1.0, or precision float32"
+            f"loss {loss}, gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights "
+            "from before this update are saved. Try a lower learning_rate, a longer warmup, clip 1 or precision float32"
         )
 
     # ---- measuring -----------------------------------------------------------------------------------------

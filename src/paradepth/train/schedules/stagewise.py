@@ -1,9 +1,9 @@
 """Branches are activated one after another, each correcting what the earlier ones left.
 
-progress  0 ───────────── 1/3 ───────────── 2/3 ───────────── 1
-branch 1  ▁▃█▇▆▅▄▃▂▁      predecessors: free, slow or frozen
-branch 2                  ▁▃█▇▆▅▄▃▂▁
-branch 3                                    ▁▃█▇▆▅▄▃▂▁        each with a warm-up and decay of its own
+progress  0 ─── 1/6 ───────── 1/2 ──────────────── 1
+branch 1  ▁▆████▇▇▇▇▆▆▆▆▅▅▅▅▄▄▄▄▃▃▃▃▂▂▂▂▂▁▁▁▁▁     predecessors go on learning (free), slowly, or not at all
+branch 2          ▇▇▇▆▆▆▆▅▅▅▅▄▄▄▄▃▃▃▃▂▂▂▂▂▁▁▁▁▁
+branch 3                        ▄▄▃▃▃▃▂▂▂▂▂▁▁▁▁▁     stage k has k parts of the budget: equal numbers of steps
 """
 
 from __future__ import annotations
@@ -20,36 +20,33 @@ Predecessors = Literal["free", "slow", "frozen"]
 
 
 class Stagewise(Schedule):
-    """Stage k trains prefix k; branch k+1 joins when stage k is over. Source: ParaFormer (arXiv 2510.15425), which
-    fine-tunes
-    the earlier branches and gives no criterion for "converged sufficiently".
+    """Stage k trains prefix k; branch k+1 joins when stage k is over.
 
-    A stage ends at its fixed point of the budget, or sooner, with `advance_on="plateau"`, when the validation loss of
-    the
-    active prefix has not improved by `min_delta` for `patience` validations; the budget it leaves is shared by the
-    later stages.
+    Source: ParaFormer (arXiv 2510.15425), which fine-tunes the earlier branches and gives no criterion for "converged
+    sufficiently". Here a stage ends at its fixed point of the budget or sooner, with `advance_on="plateau"`, when the
+    validation loss of the active prefix has not improved by `min_delta` for `patience` validations; the budget it leaves
+    is shared by the later stages.
 
     Args:
-        parts, annealing: see `Schedule`; each stage has a warm-up and decay of its own unless `anneal="run"`.
+        parts, annealing: see `Schedule`.
         advance_on: "fixed" or "plateau".
-        advance_at: the n−1 parts of the budget, increasing, at which stages end; equal shares by default.
+        advance_at: the n−1 parts of the budget, increasing, at which stages end. By default stage k has k shares: a
+            step of it costs k branches, so every stage has about as many steps and late branches time to learn.
         patience, min_delta: of the plateau.
         predecessors: "free" learn at the full rate, "slow" at `slow_factor` of it, "frozen" not at all, nor does the
-            stem:
-            the frozen prefix is evaluated without gradients.
+            stem: the frozen prefix is evaluated without gradients.
         slow_factor: rate of slowed predecessors and the stem.
-        new_branch: "zero" starts a branch with zero output projections, so that the loss cannot jump; "random" as the
-            paper.
-        anneal: "stage" or "run", the span of warm-up and decay.
-        prefix_losses: train on the losses of all active prefixes (from one evaluation) instead of the newest one's
-            alone.
+        new_branch: "zero" starts a branch with zero output projections, so that the loss cannot jump; "random" as in
+            the paper.
+        anneal: one warm-up and decay over the "run", or one for each "stage".
+        prefix_losses: train on the losses of all active prefixes, from one evaluation, not the newest one's alone.
         prefix_weights, detach: of those losses, as in `OnePass`.
 
     Raises:
         ValueError: values outside the ranges above, or options that do not go together.
 
     >>> schedule = Stagewise(["stem", "branch1", "branch2", "head"], Annealing())
-    >>> schedule.active, schedule.advance(0.5), schedule.active
+    >>> schedule.active, schedule.advance(0.34), schedule.active
     (1, 'fixed', 2)
     """
 
@@ -67,7 +64,7 @@ class Stagewise(Schedule):
         predecessors: Predecessors = "free",
         slow_factor: float = 0.1,
         new_branch: Literal["zero", "random"] = "zero",
-        anneal: Literal["stage", "run"] = "stage",
+        anneal: Literal["stage", "run"] = "run",
         prefix_losses: bool = False,
         prefix_weights: Sequence[float] | None = None,
         detach: bool = False,
@@ -124,7 +121,8 @@ class Stagewise(Schedule):
             return 1.0
         if self.advance_at is not None:
             return self.advance_at[self._active - 1]
-        return self._start + (1.0 - self._start) / (self.branches - self._active + 1)
+        left = sum(range(self._active, self.branches + 1))
+        return self._start + (1.0 - self._start) * self._active / left
 
     def prepare(self, model: nn.Module) -> None:
         if self.branches == 1 or self.new_branch == "random":
