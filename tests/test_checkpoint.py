@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,9 @@ def _silent(message: str) -> None:
 
 def _hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("step-"))
+
+
+FILES = ["checksums.json", "state.json", "tensors.safetensors"]
 
 
 # --- content -----------------------------------------------------------------------------------------------------
@@ -334,30 +341,33 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         CheckpointStore(tmp_path / "file").save(1, {}, {})
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from paradepth.train.checkpoint import CheckpointStore
-store = CheckpointStore(Path(sys.argv[1]))
-store.save(1, {"w": torch.ones(1000)}, {"good": True})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-for tensors, state in (({"w": torch.zeros(100_000)}, {}), ({}, {"text": "x" * 100_000})):
-    for step in (1, 2):  # replaces the good one, and comes after it
-        try:
-            store.save(step, tensors, state)
-        except OSError as error:
-            print(error.errno, error)
-"""
+def _start(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    # Forked, for a new interpreter would take seconds to import torch.
+    child = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def _fill_the_disk(folder: Path, said: Path) -> None:
+    store = CheckpointStore(folder)
+    store.save(1, {"w": torch.ones(1000)}, {"good": True})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    with open(said, "w") as file:
+        for tensors, state in (({"w": torch.zeros(100_000)}, {}), ({}, {"text": "x" * 100_000})):
+            for step in (1, 2):  # replaces the good one, and comes after it
+                try:
+                    store.save(step, tensors, state)
+                except OSError as error:
+                    print(error.errno, error, file=file)
 
 
 def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, check=True, timeout=120
-    )
-    lines = run.stdout.splitlines()
+    folder, said = tmp_path / "checkpoints", tmp_path / "said"
+    child = _start(_fill_the_disk, folder, said)
+    child.join()
+    assert child.exitcode == 0
+    lines = said.read_text().splitlines()
     assert len(lines) == 4
     for step, line in zip((1, 2, 1, 2), lines, strict=True):
         assert line.startswith("27 [Errno 27] ")  # EFBIG, what RLIMIT_FSIZE makes of a full disk
@@ -398,25 +408,13 @@ def test_a_full_file_system(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-SAVES_FOREVER = """
-import itertools, os, sys
-from pathlib import Path
-import torch
-from paradepth.train.checkpoint import CheckpointStore
-folder = Path(sys.argv[1])
-for line in sys.stdin:
-    child = os.fork()  # importing torch takes seconds, so the children are copies of a process that has it
-    if child == 0:
-        said = os.open(line.strip(), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        store = CheckpointStore(folder, keep=2)
-        for step in itertools.count(store.steps()[-1] + 1 if store.steps() else 1):
-            for attempt in range(2):  # the second one replaces the first
-                store.save(step, {"w": torch.full((20_000,), float(step))}, {"step": step})
-                os.write(said, f"{step}\\n".encode())
-    print(child, flush=True)
-    os.waitpid(child, 0)
-    print("gone", flush=True)
-"""
+def _save_forever(folder: Path, said: Path) -> None:
+    store = CheckpointStore(folder, keep=2)
+    log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for step in itertools.count(store.steps()[-1] + 1 if store.steps() else 1):
+        for _ in range(2):  # the second one replaces the first
+            store.save(step, {"w": torch.full((20_000,), float(step))}, {"step": step})
+            os.write(log, f"{step}\n".encode())
 
 
 def test_sigkill_at_random_moments_loses_no_saved_checkpoint(tmp_path: Path) -> None:
@@ -425,28 +423,69 @@ def test_sigkill_at_random_moments_loses_no_saved_checkpoint(tmp_path: Path) -> 
     folder = tmp_path / "checkpoints"
     store = CheckpointStore(folder, keep=2)
     before = 0
-    words = [sys.executable, "-c", SAVES_FOREVER, str(folder)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        for kill in range(30):
-            said = tmp_path / f"said-{kill}"
-            print(said, file=parent.stdin, flush=True)
-            child = int(parent.stdout.readline())
-            while not said.exists() or not said.read_text().endswith("\n"):
-                time.sleep(0.001)
-            time.sleep(random.uniform(0.0, 0.05))
-            os.kill(child, signal.SIGKILL)
-            assert parent.stdout.readline() == "gone\n"
-            steps = [int(line) for line in said.read_text().splitlines()]
-            assert steps[0] > before
-            found = store.latest(_silent)
-            assert found is not None
-            assert found.step >= steps[-1]
-            assert found.step == found.state["step"]
-            assert torch.equal(found.tensors["w"], torch.full((20_000,), float(found.step)))
-            before = found.step
+    for kill in range(15):
+        said = tmp_path / f"said-{kill}"
+        child = _start(_save_forever, folder, said)
+        while not said.exists() or not said.read_text().endswith("\n"):
+            assert child.is_alive()
+            time.sleep(0.001)
+        time.sleep(random.uniform(0.0, 0.05))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        steps = [int(line) for line in said.read_text().splitlines()]
+        assert steps[0] > before
+        found = store.latest(_silent)
+        assert found is not None
+        assert found.step >= steps[-1]
+        assert found.step == found.state["step"]
+        assert torch.equal(found.tensors["w"], torch.full((20_000,), float(found.step)))
+        before = found.step
     assert len(store.steps()) <= 4  # the two, one killed before the removal of the oldest, and one in hand
+
+
+_FILE_OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+
+
+def _save_and_die(folder: Path, step: int, operation: int) -> None:
+    """Save, and be killed right before the file operation of that number."""
+    remaining = operation
+
+    def watch(event: str, _: object) -> None:
+        nonlocal remaining
+        if event in _FILE_OPERATIONS:
+            remaining -= 1
+            if remaining == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    store = CheckpointStore(folder, keep=1)
+    sys.addaudithook(watch)
+    store.save(step, {"w": torch.full((64,), 9.0)}, {"step": step, "value": 9.0})
+    os._exit(0)  # before anything else opens a file
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["the same step", "the next step"])
+def test_a_kill_before_any_file_operation_leaves_a_good_checkpoint(tmp_path: Path, step: int) -> None:
+    kills = 0
+    for operation in itertools.count(1):
+        folder = tmp_path / str(operation)
+        store = CheckpointStore(folder, keep=1)
+        _save(store, 2)
+        child = _start(_save_and_die, folder, step, operation)
+        child.join()
+        found = store.latest(_silent)
+        assert found is not None
+        assert (found.step, found.tensors["w"][0]) in ((2, 2.0), (step, 9.0))
+        for path in folder.glob("step-*"):  # nothing half removed goes by a good name
+            assert sorted(file.name for file in path.iterdir()) == FILES
+        _save(store, 4)
+        assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        kills += 1
+    assert (found.step, found.tensors["w"][0]) == (step, 9.0)
+    assert kills >= 10
 
 
 # --- atomic files ------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def save_and_end(*_):
     sys.exit(0)
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         if time.monotonic() > deadline:
             sys.exit(f"{path.name} never came")
@@ -142,7 +142,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Runner:
 
 
 def _wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)
@@ -310,7 +310,7 @@ def _start_in_background(base: Path) -> BaseProcess:
 def _stop(child: BaseProcess, number: int) -> None:
     assert child.pid is not None
     os.kill(child.pid, number)
-    child.join(60)
+    child.join(120)
     assert child.exitcode is not None
 
 

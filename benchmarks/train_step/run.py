@@ -190,15 +190,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     cpu = torch.device("cpu")
-    about = environment(World(0, 1, cpu), autocast=None, command=f"python {command_line()}")
+    about = environment(World(0, 1, cpu), autocast=None, command=f"python benchmarks/train_step/{command_line()}")
     del about["precision"]  # both are measured
     about["flags"] = sorted(f for f in cpu_flags() if f.startswith(("amx", "avx")))
     about["bf16_units"] = has_bf16_units(cpu)
     clock = CLOCKS[options.clock]
-    results = [row for name in options.sizes for row in measure(name, rounds=options.rounds, clock=clock)]
-    if options.out:
-        settings = {"clock": options.clock, "steps_per_round": {name: SIZES[name].steps for name in options.sizes}}
-        write_json(options.out, {"environment": about, "settings": settings, "results": results})
+    settings = {"clock": options.clock, "steps_per_round": {name: SIZES[name].steps for name in options.sizes}}
+    results: list[dict[str, Any]] = []
+    for name in options.sizes:
+        results += measure(name, rounds=options.rounds, clock=clock)
+        if options.out:  # after each size, so that a run that is cut short leaves what it has
+            write_json(options.out, {"environment": about, "settings": settings, "results": results})
     print(table(results))
     if not about["bf16_units"]:
         print("\nThis processor has no bf16 units (AMX or AVX512-bf16): its bf16 rows time an emulation.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,8 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
     chosen = _parse(
         _Train, options[1:], f"train {options[0]}", default=_Train(**groups), about=inspect.getdoc(RECIPES[options[0]])
     )
-    config = Config(recipe=recipe.recipe, **{name: getattr(chosen, name) for name in groups})
+    wanted = Config(recipe=recipe.recipe, **{name: getattr(chosen, name) for name in groups})
+    config = recipe.replace(**recipe.changed(wanted))
     folder = chosen.run_dir or Path("runs") / recipe.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)
     return _with_report(result, write_report)
@@ -162,10 +164,12 @@ def _groups(config: Config) -> list[str]:
     return [name for name in vars(config) if name != "recipe"]
 
 
-def _with_report(result: dict[str, Any], write_report: Callable[..., Path]) -> dict[str, Any]:
-    import os
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0  # torchrun numbers its processes
 
-    if int(os.environ.get("RANK", "0")) == 0:
+
+def _with_report(result: dict[str, Any], write_report: Callable[..., Path]) -> dict[str, Any]:
+    if _is_main_process():
         result["report"] = str(write_report([Path(result["run"])]))
     return result
 
@@ -304,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+    if not _is_main_process():
+        return 0
     if "--json" in options:
         print(json.dumps(result))
     else:

@@ -1,14 +1,11 @@
 """Dropout whose mask is a function of (seed, step, layer, data-parallel rank) and of nothing else.
 
 The usual dropout draws from a global random stream, so evaluating a layer twice gives two masks. Iterative depth
-executors,
-activation recomputation and resumed runs need the same one each time. Here a mask is a hash of the element's index
-under a key;
-`set_dropout_key` writes the keys of a whole model once per optimiser step.
+executors, activation recomputation and resumed runs need the same one each time. Here a mask is a hash of the
+element's index under a key; `set_dropout_key` writes the keys of a whole model once per optimiser step.
 
-The hash is Wellons' 32-bit integer finaliser (two rounds, one key each), in plain integer tensor operations: it gives
-the same mask
-on every device and compiles into the surrounding graph.
+The hash is Wellons' 32-bit integer finaliser (two rounds, one key each), in plain integer tensor operations: it
+gives the same mask on every device and compiles into the surrounding graph.
 """
 
 from __future__ import annotations

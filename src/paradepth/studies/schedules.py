@@ -1,8 +1,8 @@
 """Which schedule and which shape is best at equal compute?
 
 Fashion-MNIST, width 64, patch 7; every model has 8 layers except the serial stack of depth 2. All cells of a group
-spend the same
-number of layer evaluations. A small budget and one four times larger, because a small net wins when compute is short.
+spend the same number of layer evaluations. A small budget and one four times larger, because a small net wins when
+compute is short.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ NOTES = {
     "small": "200,000 layer evaluations: 0.46 epochs of a stack of depth 8 on 54,000 images.",
     "large": "800,000 layer evaluations: 1.85 epochs of a stack of depth 8.",
 }
-COMMON: dict[str, Any] = {"patch_size": 7, "crop_padding": 0, "validations": 5}
+COMMON: dict[str, Any] = {
+    "patch_size": 7,
+    "flip": True,
+    "crop_padding": 0,
+    "batch_size": 128,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "ema": 0.0,
+    "validations": 5,
+}
 STAGEWISE: dict[str, Any] = {"schedule": "stagewise", "predecessors": "free", "anneal": "run", "new_branch": "zero"}
 STAGEWISE |= {"advance_on": "fixed", "prefix_losses": False}
 

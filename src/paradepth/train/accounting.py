@@ -1,10 +1,8 @@
 """The compute of an update: layer evaluations and floating-point operations.
 
 A layer evaluation is one layer on one sample, forward and backward. The backward pass has two products for each one
-of the forward
-pass (gradients of inputs and of weights), so a layer without trainable weights costs 2/3 of it when the gradient only
-passes
-through, and 1/3 when nothing before it learns either.
+of the forward pass (gradients of inputs and of weights), so a layer without trainable weights costs 2/3 of it when
+the gradient only passes through, and 1/3 when nothing before it learns either.
 """
 
 from __future__ import annotations

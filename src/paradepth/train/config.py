@@ -197,6 +197,18 @@ class Config:
     optimiser_options: OptimiserOptions = field(default_factory=OptimiserOptions)
     run_options: RunOptions = field(default_factory=RunOptions)
 
+    def changed(self, other: Config) -> dict[str, Any]:
+        """The options in which `other` differs from this, with its values.
+
+        >>> Config().changed(Config().replace(seed=3, schedule="cycle"))
+        {'schedule': 'cycle', 'seed': 3}
+        """
+        mine, theirs = (
+            {f.name: getattr(group, f.name) for group in c._groups().values() for f in dataclasses.fields(group)}
+            for c in (self, other)
+        )
+        return {name: value for name, value in theirs.items() if value != mine[name]}
+
     def flat(self) -> dict[str, Any]:
         """All options in one JSON-able dictionary."""
         flat: dict[str, Any] = {"recipe": self.recipe}
@@ -222,6 +234,8 @@ class Config:
     def replace(self, **options: Any) -> Config:
         """A copy with some options, named without their groups, replaced.
 
+        Another schedule starts from that schedule's defaults, since the options of the present one mean nothing to it.
+
         Raises:
             ValueError: unknown options.
 
@@ -237,6 +251,8 @@ class Config:
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
             if values.get("data_dir") is not None:
                 values["data_dir"] = Path(values["data_dir"])
+            if values.get("schedule", getattr(group, "schedule", None)) != getattr(group, "schedule", None):
+                group = ScheduleOptions()
             groups[name] = dataclasses.replace(group, **values)
         if left:
             raise ValueError(f"unknown options {', '.join(sorted(left))}")

@@ -1,8 +1,7 @@
 """The training loop.
 
-Every random draw is a function of the seed and of counters (order of samples: pass; augmentation: step; dropout: step
-and rank), so the
-state of a run is its weights, moments and counters, and resuming is exact.
+Every random draw is a function of the seed and of counters (order of samples: pass; augmentation: step; dropout:
+step and rank), so the state of a run is its weights, moments and counters, and resuming is exact.
 
 Shapes: B batch, C channels, H, W image size.
 """

@@ -22,16 +22,16 @@ Predecessors = Literal["free", "slow", "frozen"]
 class Stagewise(Schedule):
     """Stage k trains prefix k; branch k+1 joins when stage k is over.
 
-    Source: ParaFormer (arXiv 2510.15425), which fine-tunes the earlier branches and gives no criterion for "converged
+    Source: ParaFormer (arXiv 2510.15425), which fine-tunes earlier branches and gives no criterion for "converged
     sufficiently". Here a stage ends at its fixed point of the budget or sooner, with `advance_on="plateau"`, when the
-    validation loss of the active prefix has not improved by `min_delta` for `patience` validations; the budget it leaves
-    is shared by the later stages.
+    validation loss of the active prefix has not improved by `min_delta` for `patience` validations; later stages share
+    the budget that it leaves.
 
     Args:
         parts, annealing: see `Schedule`.
         advance_on: "fixed" or "plateau".
         advance_at: the n−1 parts of the budget, increasing, at which stages end. By default stage k has k shares: a
-            step of it costs k branches, so every stage has about as many steps and late branches time to learn.
+            step of it costs k branches, so in a budget of layer evaluations every stage has about as many steps.
         patience, min_delta: of the plateau.
         predecessors: "free" learn at the full rate, "slow" at `slow_factor` of it, "frozen" not at all, nor does the
             stem: the frozen prefix is evaluated without gradients.
