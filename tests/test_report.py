@@ -170,6 +170,14 @@ def test_interrupted_run_says_so(tmp_path: Path) -> None:
     assert len(read_run(tmp_path / "run").accuracy) == 2
 
 
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", progress=0.5, evaluated=False)
+    before = write_report([run], tmp_path / "before.html").read_text()
+    with open(run / "metrics.jsonl", "ab") as log:
+        log.write(b'{"event": "train", "step": 99')
+    assert write_report([run], tmp_path / "after.html").read_text() == before
+
+
 def test_run_that_has_only_started(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", progress=0.0)
     page = Page(write_report([run]))

@@ -308,6 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+    except SystemExit as stop:
+        if stop.code in (None, 0, 2):
+            raise
+        print(f"stopped: {stop.code}", file=sys.stderr)  # a signal while a study runs
+        return 1
     if not _is_main_process():
         return 0
     if "--json" in options:

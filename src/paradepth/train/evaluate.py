@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from paradepth.data.images import ImageSplit
 from paradepth.distributed import World
@@ -83,6 +82,8 @@ def detailed_evaluation(
 
     Examples are the first samples of the split: as many mistakes as there are, up to half, the rest right.
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # slow to import
+
     was_training = model.training
     model.eval()
     log_p_nBN = torch.cat(
