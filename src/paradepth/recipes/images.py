@@ -39,7 +39,7 @@ def fashion_paraformer() -> Config:
         flip=True,
         schedule="stagewise",
         prefix_losses=True,
-        budget="16 epochs",
+        budget="24 epochs",
         learning_rate=2e-3,
         ema=0.998,
         validations=16,
@@ -47,12 +47,20 @@ def fashion_paraformer() -> Config:
 
 
 def fashion_vit() -> Config:
-    """Fashion-MNIST, the serial counterpart of `fashion_paraformer`: 8 layers of width 64."""
+    """Fashion-MNIST, the serial counterpart of `fashion_paraformer`: 8 layers of width 64.
+
+    Expected: about 40 minutes on two CPU cores. At equal compute and short budgets it is 1 to 4 % less accurate than
+    the ParaFormer (`studies/schedules`).
+    """
     return fashion_paraformer().replace(model="vit_nano", depth=8, schedule="joint")
 
 
 def cifar10_paraformer() -> Config:
-    """CIFAR-10, 4 branches × 2 layers of width 192."""
+    """CIFAR-10, 4 branches × 2 layers of width 192.
+
+    For a GPU: 6·10^15 FLOP, some 30 minutes there and about 14 hours on two CPU cores. Accuracy is not measured yet;
+    ViTs of this size trained from scratch are reported at about 90 %.
+    """
     return Config().replace(
         model="paraformer_tiny",
         patch_size=4,
@@ -67,18 +75,26 @@ def cifar10_paraformer() -> Config:
 
 
 def cifar10_vit() -> Config:
-    """CIFAR-10, the serial counterpart of `cifar10_paraformer`: 8 layers of width 192."""
+    """CIFAR-10, the serial counterpart of `cifar10_paraformer`: 8 layers of width 192.
+
+    For a GPU: 7·10^15 FLOP, some 30 minutes there. Accuracy is not measured yet; about 90 % is reported for this size.
+    """
     return cifar10_paraformer().replace(model="vit_tiny", depth=8, schedule="joint")
 
 
 def cifar100_paraformer() -> Config:
-    """CIFAR-100, 4 branches × 2 layers of width 192."""
+    """CIFAR-100, 4 branches × 2 layers of width 192.
+
+    For a GPU: 6·10^15 FLOP, some 30 minutes there. Accuracy is not measured yet; about 65 % is reported for this size.
+    """
     return cifar10_paraformer().replace(data="cifar100")
 
 
 def paraformer_authors_224() -> Config:
-    """The authors' published setting, for a GPU: CIFAR-10 at 224 pixels, 8 branches × 2 layers, cycle, Adam without
-    decay."""
+    """The authors' published setting, for a GPU: CIFAR-10 at 224 pixels, 8 branches × 2 layers, cycle, no decay.
+
+    8·10^17 FLOP: several hours on a data-centre GPU. The paper claims up to 2.39 % more than a ViT; not measured.
+    """
     return Config().replace(
         model="paraformer_tiny_8x2_224",
         data="cifar10",
