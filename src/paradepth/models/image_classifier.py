@@ -208,12 +208,11 @@ class ImageClassifier(nn.Module):
         Args:
             branches: how many to add, at least 1.
             init: "zero" gives the new branches zero output projections, so outputs are unchanged until they are
-                trained;
-                "random" initialises them like those of a new model, as the paper does.
+                trained; "random" initialises them like those of a new model, as the paper does.
 
         Raises:
             ValueError: the model is serial, nothing to add, or "zero" with aggregate "sum" (where a branch cannot add
-            nothing).
+                nothing).
         """
         trunk = self._branches("grow")
         if branches < 1:
