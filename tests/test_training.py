@@ -151,6 +151,19 @@ def test_the_command_stops_cleanly_on_sigterm(tmp_path: Path) -> None:
     assert "Traceback" not in error
 
 
+def test_a_run_that_got_no_further_than_its_first_checkpoint_starts_once(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        start_run(tiny_config("stagewise", checkpoint_every=1000), tmp_path / "run", on_batch=stop)
+    resume_run(tmp_path / "run")
+    assert [e["reason"] for e in events(tmp_path / "run", "stage")] == ["start", "fixed", "fixed"]
+
+
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,16 +350,16 @@ def test_muon_takes_the_trunk_matrices_and_moments_are_kept_by_name() -> None:
 
 def test_frozen_predecessors_do_not_move(tmp_path: Path) -> None:
     seen: dict[int, dict[str, torch.Tensor]] = {}
-    config = tiny_config("stagewise-frozen", checkpoint_every=1, keep=100)
+    config = tiny_config("stagewise-frozen", checkpoint_every=1, keep=100)  # stages start at steps 0, 4 and 12
     start_run(config, tmp_path / "run")
     for path in sorted((tmp_path / "run" / "checkpoints").iterdir()):
         seen[int(path.name.removeprefix("step-"))] = load_file(path / "tensors.safetensors")
     for name in seen[0]:
         if name.startswith(("model/stem", "model/trunk.branches.0")):
-            assert torch.equal(seen[9][name], seen[24][name]), name
+            assert torch.equal(seen[5][name], seen[24][name]), name
         if name.startswith("model/trunk.branches.2"):
-            assert torch.equal(seen[0][name], seen[16][name]), name
-    moved = [n for n in seen[0] if n.startswith("model/trunk.branches.1") and not torch.equal(seen[9][n], seen[16][n])]
+            assert torch.equal(seen[0][name], seen[12][name]), name
+    moved = [n for n in seen[0] if n.startswith("model/trunk.branches.1") and not torch.equal(seen[5][n], seen[12][n])]
     assert moved
 
 

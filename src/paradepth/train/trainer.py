@@ -90,6 +90,7 @@ class Trainer:
         self.spent = Cost()
         self.seconds = 0.0
         self.next_validation = 1
+        self._fresh = True  # nothing was restored
         self._step_module: Any = None
 
     # ---- progress ------------------------------------------------------------------------------------------
@@ -145,6 +146,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.spent = Cost(state["layer_evals"], state["flops"])
         self.next_validation = state["next_validation"]
+        self._fresh = False
         self._step_module = None
 
     # ---- the loop ------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class Trainer:
             NonFiniteLoss: the state before the offending update is saved.
         """
         every = self.config.run_options.checkpoint_every
-        if self.step == 0:
+        if self._fresh:
             log.write("stage", step=0, layer_evals=0.0, seconds=0.0, active=self.schedule.active, reason="start")
             self.save(log)
         reported, started, samples = time.monotonic(), time.monotonic(), 0
