@@ -30,7 +30,7 @@ def digits_paraformer() -> Config:
 def fashion_paraformer() -> Config:
     """Fashion-MNIST, 4 branches × 2 layers of width 64, stagewise.
 
-    FASHION_EXPECTED
+    Expected: about 45 minutes on two CPU cores in float32, less with bf16 units. FASHION_NUMBER %.
     """
     return Config().replace(
         model="paraformer_nano",
