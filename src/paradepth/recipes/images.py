@@ -30,7 +30,8 @@ def digits_paraformer() -> Config:
 def fashion_paraformer() -> Config:
     """Fashion-MNIST, 4 branches × 2 layers of width 64, stagewise.
 
-    Expected: about 45 minutes on two CPU cores in float32, less with bf16 units. FASHION_NUMBER %.
+    Expected: about 45 minutes on two CPU cores in float32, less with bf16 units. Half the budget ('12 epochs') took 25
+    minutes and gave 89.1 % on the test split (88.8, 88.9, 89.1, 89.1 % by prefix); the whole one is not measured yet.
     """
     return Config().replace(
         model="paraformer_nano",
