@@ -137,7 +137,6 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 
 def _train(options: Sequence[str]) -> dict[str, Any]:
-    from paradepth.report import write_report
     from paradepth.train import start_run
 
     if not options or options[0].startswith("-"):
@@ -149,7 +148,7 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
             raise SystemExit(0)
         raise ValueError("train needs a recipe, for example: paradepth train digits_paraformer")
     recipe = get_recipe(options[0])
-    groups = {name: getattr(recipe, name) for name in _groups(recipe)}
+    groups = recipe.groups()
     chosen = _parse(
         _Train, options[1:], f"train {options[0]}", default=_Train(**groups), about=inspect.getdoc(RECIPES[options[0]])
     )
@@ -157,28 +156,25 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
     config = recipe.replace(**recipe.changed(wanted))
     folder = chosen.run_dir or Path("runs") / recipe.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)
-    return _with_report(result, write_report)
-
-
-def _groups(config: Config) -> list[str]:
-    return [name for name in vars(config) if name != "recipe"]
+    return _with_report(result)
 
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # torchrun numbers its processes
 
 
-def _with_report(result: dict[str, Any], write_report: Callable[..., Path]) -> dict[str, Any]:
+def _with_report(result: dict[str, Any]) -> dict[str, Any]:
+    from paradepth.report import write_report
+
     if _is_main_process():
         result["report"] = str(write_report([Path(result["run"])]))
     return result
 
 
 def _resume(options: Sequence[str]) -> dict[str, Any]:
-    from paradepth.report import write_report
     from paradepth.train import resume_run
 
-    return _with_report(resume_run(_parse(_Resume, options, "resume").run), write_report)
+    return _with_report(resume_run(_parse(_Resume, options, "resume").run))
 
 
 def _evaluate(options: Sequence[str]) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class Config:
         {'schedule': 'cycle', 'seed': 3}
         """
         mine, theirs = (
-            {f.name: getattr(group, f.name) for group in c._groups().values() for f in dataclasses.fields(group)}
+            {f.name: getattr(group, f.name) for group in c.groups().values() for f in dataclasses.fields(group)}
             for c in (self, other)
         )
         return {name: value for name, value in theirs.items() if value != mine[name]}
@@ -212,11 +212,12 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """All options in one JSON-able dictionary."""
         flat: dict[str, Any] = {"recipe": self.recipe}
-        for group in self._groups().values():
+        for group in self.groups().values():
             flat |= dataclasses.asdict(group)
         return {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
 
-    def _groups(self) -> dict[str, Any]:
+    def groups(self) -> dict[str, Any]:
+        """The groups of options by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "recipe"}
 
     @classmethod
@@ -245,7 +246,7 @@ class Config:
         left = dict(options)
         recipe = left.pop("recipe", self.recipe)
         groups = {}
-        for name, group in self._groups().items():
+        for name, group in self.groups().items():
             own = {f.name for f in dataclasses.fields(group)} & set(left)
             values = {key: left.pop(key) for key in own}
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
