@@ -1,7 +1,29 @@
 """Depth as a chain of residual steps, and the algorithms that evaluate it."""
 
+from paradepth.depth.channel import Channel, Part, cut_into_parts
+from paradepth.depth.coarse import BranchSum, CoarseOperator, Sample, coarse_operator
 from paradepth.depth.executor import DepthExecutor
+from paradepth.depth.iterative import IterativeExecutor
+from paradepth.depth.mgrit import MGRIT
+from paradepth.depth.picard import Picard
+from paradepth.depth.results import Report, SolveReport
 from paradepth.depth.serial import Serial
 from paradepth.depth.stack import Stack
 
-__all__ = ["DepthExecutor", "Serial", "Stack"]
+__all__ = [
+    "MGRIT",
+    "BranchSum",
+    "Channel",
+    "CoarseOperator",
+    "DepthExecutor",
+    "IterativeExecutor",
+    "Part",
+    "Picard",
+    "Report",
+    "Sample",
+    "Serial",
+    "SolveReport",
+    "Stack",
+    "coarse_operator",
+    "cut_into_parts",
+]

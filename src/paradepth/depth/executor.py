@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paradepth.depth.stack import Stack
@@ -15,6 +13,17 @@ class DepthExecutor(ABC):
     """Evaluates a `Stack`. Executors never own weights: changing one changes how depth is computed, not what it
     computes."""
 
+    @property
+    def unit(self) -> int:
+        """The number of layers that one process has to own together: processes own whole multiples of it."""
+        return 1
+
     @abstractmethod
-    def run(self, stack: Stack, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The state after the last layer, differentiable with respect to `x`, `mask` and the layers' parameters."""
+    def run(self, stack: Stack, x: Any, *inputs: Any) -> Any:
+        """The state after the last layer, differentiable with respect to `x`, `inputs` and the layers' parameters.
+
+        Args:
+            stack: layers and step sizes.
+            x: the state before the first layer, a tensor or a tuple of tensors.
+            inputs: what every layer gets besides the state.
+        """

@@ -1,0 +1,80 @@
+"""Arithmetic of states: what is carried from layer to layer, always a tuple of tensors in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+Increment = tuple[Tensor | None, ...]  # None stands for zero
+
+
+def pack(x: Any) -> State:
+    """A tensor or a tuple of tensors as a state.
+
+    Raises:
+        ValueError: anything else, or tensors that are not floating point.
+    """
+    state = (x,) if isinstance(x, Tensor) else tuple(x) if isinstance(x, tuple | list) else ()
+    if not state or not all(isinstance(part, Tensor) and part.is_floating_point() for part in state):
+        raise ValueError(f"a stack's state is {_kind(x)}; it must be a floating-point tensor or a tuple of such")
+    return state
+
+
+def unpack(state: State, *, like: Any) -> Any:
+    """The inverse of `pack` for a state that came from `like`."""
+    return state[0] if isinstance(like, Tensor) else state
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"a tensor of {x.dtype}"
+    if isinstance(x, tuple | list):
+        return f"{type(x).__name__} of {[_kind(part) for part in x]}"
+    return f"a {type(x).__name__}"
+
+
+def add(x: State, increment: Increment) -> State:
+    """x + increment."""
+    return tuple(a if b is None else a + b for a, b in zip(x, increment, strict=True))
+
+
+def subtract(x: State, y: State) -> State:
+    """x − y."""
+    return tuple(a - b for a, b in zip(x, y, strict=True))
+
+
+def total(increments: Sequence[Increment]) -> Increment:
+    """The sum of increments."""
+    sums: list[Tensor | None] = list(increments[0])
+    for increment in increments[1:]:
+        for index, part in enumerate(increment):
+            before = sums[index]
+            sums[index] = part if before is None else before if part is None else before + part
+    return tuple(sums)
+
+
+def scaled(increment: Increment, factor: float) -> Increment:
+    """factor · increment."""
+    return increment if factor == 1.0 else tuple(None if part is None else factor * part for part in increment)
+
+
+def detached(x: State) -> State:
+    """The same values, cut from any graph."""
+    return tuple(part.detach() for part in x)
+
+
+def squared_norm(x: State) -> Tensor:
+    """‖x‖², in float64 where the device has it."""
+    return torch.stack([part.detach().flatten().double().square().sum() for part in x]).sum()
+
+
+def identical(x: State, y: State | None) -> bool:
+    """Whether two states hold equal values bit for bit. On an accelerator only the same tensors count: comparing
+    values would stop the queue of kernels."""
+    if y is None:
+        return False
+    return all(a is b or (a.device.type == "cpu" and torch.equal(a, b)) for a, b in zip(x, y, strict=True))
