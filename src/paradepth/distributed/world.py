@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from paradepth.depth import Channel
+from paradepth.depth.channel import Alone
+from paradepth.distributed.row import ProcessRow, words_for_lost_processes
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the data-parallel processes of a run.
+    """This process in the mesh (data, depth) of a run's processes.
 
     Attributes:
-        rank: number of this process, from 0.
-        size: number of processes.
+        rank: number of this process along the data dimension, from 0: which samples it takes.
+        size: processes along the data dimension.
         device: where this process computes.
+        row: the processes along the depth dimension, which share the layers of a stack.
     """
 
     rank: int
     size: int
     device: torch.device
+    row: Channel = field(default_factory=Alone)
+    _data_group: Any = None
+
+    @property
+    def processes(self) -> int:
+        """Number of processes in the mesh."""
+        return self.size * self.row.size
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
-        return self.rank == 0
+        return self.rank == 0 and self.row.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum of `values` along the data dimension."""
+        return self._reduced(values, self._data_group) if self.size > 1 else values
+
+    def sum_all(self, values: Tensor) -> Tensor:
         """The element-wise sum of `values` over all processes."""
-        if self.size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-        return values
+        return self._reduced(values, None) if self.processes > 1 else values
 
     def barrier(self) -> None:
         """Waits until every process is here."""
-        if self.size > 1:
-            dist.barrier()
+        if self.processes > 1:
+            with words_for_lost_processes("waiting for the other processes"):
+                dist.barrier()
+
+    @staticmethod
+    def _reduced(values: Tensor, group: Any) -> Tensor:
+        values = values.clone()
+        with words_for_lost_processes("a sum over the processes"):
+            dist.all_reduce(values, group=group)
+        return values
 
 
 def pick_device(device: str, local_rank: int = 0) -> torch.device:
@@ -69,27 +94,79 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
+def join_world(
+    device: str = "auto", *, depth: int = 1, timeout: float = 600.0, options: Mapping[str, Any] | None = None
+) -> Iterator[World]:
     """Joins the processes that `torchrun` started (or is alone without it) and leaves them at the end.
 
     Uses NCCL on GPUs and gloo on CPUs.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        depth: processes along the depth dimension of the mesh; the rest of them are data parallel.
+        timeout: seconds after which a process that does not answer counts as lost.
+        options: of the run; processes that were started with different ones are refused.
+
+    Raises:
+        ValueError: no such device, a number of processes that is no multiple of `depth`, or different options.
 
     >>> with join_world("cpu") as world:
     ...     world.rank, world.size
     (0, 1)
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = process_count()
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    if depth < 1 or size % depth:
+        raise ValueError(
+            f"{size} processes cannot be cut into rows of {depth} that share a stack's layers; start a multiple of "
+            f"{depth} or change depth_processes"
+        )
     if size == 1:
         yield World(0, 1, chosen)
         return
     started = not dist.is_initialized()
     if started:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
-        yield World(dist.get_rank(), size, chosen)
+        _check_agreement({"depth_processes": depth, **(options or {})}, chosen)
+        if depth == 1:
+            yield World(dist.get_rank(), size, chosen)
+        else:
+            mesh = init_device_mesh(chosen.type, (size // depth, depth), mesh_dim_names=("data", "depth"))
+            row = ProcessRow(mesh["depth"].get_group())
+            data = mesh["data"].get_group()
+            yield World(dist.get_rank(data), size // depth, chosen, row, data)
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def process_count() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_agreement(options: Mapping[str, Any], device: torch.device) -> None:
+    names = sorted(options)
+
+    def digest(value: Any) -> int:
+        return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=7).digest(), "little")
+
+    mine = [digest(names), *(digest((name, options[name])) for name in names)]
+    low = torch.tensor(mine[:1], dtype=torch.int64, device=device)
+    high = low.clone()
+    with words_for_lost_processes("comparing the options of the processes"):
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if low.item() != high.item():
+            raise ValueError("the processes of this run know different sets of options; start all with one version")
+        low = torch.tensor(mine[1:], dtype=torch.int64, device=device)
+        high = low.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+    different = [name for name, a, b in zip(names, low.tolist(), high.tolist(), strict=True) if a != b]
+    if different:
+        values = ", ".join(f"{name} (here {options[name]!r})" for name in different)
+        raise ValueError(f"the processes of this run were started with different options: {values}")
