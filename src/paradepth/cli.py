@@ -22,7 +22,15 @@ from rich.table import Table
 from paradepth import __version__
 from paradepth.models import from_pretrained, list_models
 from paradepth.recipes import RECIPES, get_recipe
-from paradepth.train.config import Config, DataOptions, ModelOptions, OptimiserOptions, RunOptions, ScheduleOptions
+from paradepth.train.config import (
+    Config,
+    DataOptions,
+    DepthOptions,
+    ModelOptions,
+    OptimiserOptions,
+    RunOptions,
+    ScheduleOptions,
+)
 
 _FLAT = tyro.conf.OmitArgPrefixes
 
@@ -40,6 +48,7 @@ class _Train:
     model_options: _FLAT[ModelOptions] = field(default_factory=ModelOptions)
     data_options: _FLAT[DataOptions] = field(default_factory=DataOptions)
     schedule_options: _FLAT[ScheduleOptions] = field(default_factory=ScheduleOptions)
+    depth_options: _FLAT[DepthOptions] = field(default_factory=DepthOptions)
     optimiser_options: _FLAT[OptimiserOptions] = field(default_factory=OptimiserOptions)
     run_options: _FLAT[RunOptions] = field(default_factory=RunOptions)
 

@@ -1,4 +1,4 @@
-"""Image data: decoded once to uint8 tensors, split by seed, ordered and augmented as pure functions of a seed.
+"""Data: images decoded once to uint8 tensors, texts as bytes; split, ordered and augmented as pure functions of a seed.
 
 >>> from paradepth.data import Augment, Batches, load_images
 >>> data = load_images("digits", seed=0)
@@ -12,5 +12,19 @@ from paradepth.data.augment import Augment
 from paradepth.data.batches import Batches
 from paradepth.data.images import ImageData, ImageSplit, load_images, read_image
 from paradepth.data.sources import DATA_NAMES
+from paradepth.data.text import TEXT_NAMES, TextData, load_text
+from paradepth.data.text_batches import TextBatches
 
-__all__ = ["DATA_NAMES", "Augment", "Batches", "ImageData", "ImageSplit", "load_images", "read_image"]
+__all__ = [
+    "DATA_NAMES",
+    "TEXT_NAMES",
+    "Augment",
+    "Batches",
+    "ImageData",
+    "ImageSplit",
+    "TextBatches",
+    "TextData",
+    "load_images",
+    "load_text",
+    "read_image",
+]

@@ -2,9 +2,12 @@
 
 from paradepth.depth.channel import Channel, Part, cut_into_parts
 from paradepth.depth.coarse import BranchSum, CoarseOperator, Sample, coarse_operator
+from paradepth.depth.controller import Controller, Decision
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.iterative import IterativeExecutor
+from paradepth.depth.lipschitz import lipschitz
 from paradepth.depth.mgrit import MGRIT
+from paradepth.depth.parallelize import ParallelLayers, parallelize, restore
 from paradepth.depth.picard import Picard
 from paradepth.depth.results import Report, SolveReport
 from paradepth.depth.serial import Serial
@@ -15,8 +18,11 @@ __all__ = [
     "BranchSum",
     "Channel",
     "CoarseOperator",
+    "Controller",
+    "Decision",
     "DepthExecutor",
     "IterativeExecutor",
+    "ParallelLayers",
     "Part",
     "Picard",
     "Report",
@@ -26,4 +32,7 @@ __all__ = [
     "Stack",
     "coarse_operator",
     "cut_into_parts",
+    "lipschitz",
+    "parallelize",
+    "restore",
 ]

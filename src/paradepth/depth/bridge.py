@@ -116,9 +116,7 @@ class _Plan:
         sums = GradientSums()
 
         def chain_of(first: int, count: int) -> AdjointChain:
-            return AdjointChain(
-                self.layers, first, count, states=self.states, parameters=self.parameters, sums=sums
-            )
+            return AdjointChain(self.layers, first, count, states=self.states, parameters=self.parameters, sums=sums)
 
         u = gradient
         for n in reversed(closing):

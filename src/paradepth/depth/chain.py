@@ -89,9 +89,7 @@ class Layers:
             self.graphs[n] = made
         return made
 
-    def pull_back(
-        self, n: int, x: State, gradient: State, more: Sequence[Tensor] = ()
-    ) -> tuple[Increment, Gradients]:
+    def pull_back(self, n: int, x: State, gradient: State, more: Sequence[Tensor] = ()) -> tuple[Increment, Gradients]:
         """h (∂F_n/∂x)ᵀ λ, and h (∂F_n/∂m)ᵀ λ for each further tensor m (parameters, side inputs)."""
         leaves, outputs = self.graph(n, x)
         live = [(f, part) for f, part in zip(outputs, gradient, strict=True) if f is not None and f.requires_grad]
@@ -204,9 +202,7 @@ def make_layers(
     layers: Sequence[nn.Module], steps: Sequence[float], x: Any, inputs: tuple[Any, ...], *, keep: bool = False
 ) -> Layers:
     """`Layers` for a call with state `x` and side inputs, under the autocast setting of the caller."""
-    cut = tuple(
-        i.detach().requires_grad_(i.requires_grad) if isinstance(i, Tensor) else i for i in inputs
-    )
+    cut = tuple(i.detach().requires_grad_(i.requires_grad) if isinstance(i, Tensor) else i for i in inputs)
     wanted = tuple(i for i in cut if isinstance(i, Tensor) and i.requires_grad)
     single = isinstance(x, Tensor)
     return Layers(layers, steps, single, cut, wanted, _Autocast.of(pack(x)), keep)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from paradepth.depth.state import State
@@ -114,4 +113,3 @@ def cut_into_parts(depth: int, *, buffers: tuple[int, int] = (0, 0), unit: int =
     each, more = divmod(intervals, ranks)
     cuts = [first + unit * (rank * each + min(rank, more)) for rank in range(1, ranks)]
     return (0, *cuts, depth)
-

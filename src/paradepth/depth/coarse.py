@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from paradepth.depth.state import Increment, State, add, scaled, total
 
@@ -97,7 +98,7 @@ class BranchSum(CoarseOperator):
         groups = min(self.sums, len(steps))
         cuts = [len(steps) * g // groups for g in range(groups + 1)]
         done: Increment | None = None
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             at = x if done is None else add(x, done)
             part = total([step(at) for step in steps[start:end]])
             done = part if done is None else total([done, part])

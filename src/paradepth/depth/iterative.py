@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -90,7 +89,7 @@ class IterativeExecutor(DepthExecutor):
     def _solve(self, stack: Stack, chain: Chain, segment: Segment, first: State) -> dict[int, State]:
         forward = segment.direction == "forward"
         limit = self.forward_iterations if forward else self.backward_iterations
-        if limit == "serial":
+        if not isinstance(limit, int):
             states = sweep(chain, segment, first)
             self._note(segment, SolveReport(None, [], chain.evaluations), first)
             return states
@@ -130,5 +129,3 @@ def _relative(segment: Segment, iteration: Iteration) -> list[float]:
     assert iteration.size is not None
     values = segment.channel.sum(torch.stack([iteration.size, *iteration.residuals])).sqrt().tolist()
     return [value / values[0] if values[0] > 0 else value for value in values[1:]]
-
-

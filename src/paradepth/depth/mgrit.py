@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from paradepth.depth.bridge import Segment
 from paradepth.depth.chain import Chain
@@ -87,7 +87,7 @@ class MGRIT(IterativeExecutor):
         for c in self.coarsening:
             if not isinstance(c, int) or c < 2:
                 raise ValueError(f"coarsening is {coarsening!r}; it must be a whole number, at least 2")
-        self.relaxation = _each("relaxation", relaxation, levels - 1)
+        self.relaxation: tuple[Relaxation, ...] = _each("relaxation", relaxation, levels - 1)
         for kind in self.relaxation:
             if kind not in ("F", "FCF"):
                 raise ValueError(f"relaxation is {kind!r}; it must be 'F' or 'FCF'")

@@ -95,12 +95,13 @@ class Multigrid:
         upstream: int | None,
         downstream: int | None,
     ) -> None:
-        self.chain, self.coarse, self.relaxation, self.cycle = chain, coarse, relaxation, cycle
+        self.chain, self.coarse, self.relaxation = chain, coarse, relaxation
+        self.cycle: Cycle = cycle
         self.channel, self.upstream, self.downstream = channel, upstream, downstream
         self.levels: list[_Level] = []
         first, last = owned.start, owned.stop
         for level in bounds:
-            assert first in level and last in level, "a process owns whole intervals"
+            assert {first, last} <= set(level), "a process owns whole intervals"
             own = [bound for bound in level if first <= bound <= last]
             self.levels.append(_Level(first, last, own))
             first, last = level.index(first), level.index(last)
@@ -111,59 +112,59 @@ class Multigrid:
 
     # ---- the steps of a level ----------------------------------------------------------------------------------
 
-    def _increment(self, l: int, j: int, u: State) -> Increment:
-        """Δ_j(u) on level l; what was computed last for the same u is remembered where it will be asked for again."""
-        level = self.levels[l]
+    def _increment(self, at: int, j: int, u: State) -> Increment:
+        """Δ_j(u) on level `at`; what was computed last for the same u is remembered where it is asked for again."""
+        level = self.levels[at]
         known = level.memory.get(j)
         if known is not None and known[0] is u:
             return known[1]
-        if l == 0:
+        if at == 0:
             increment = self.chain.increment(j, u)
         else:
-            interval = range(self.bounds[l - 1][j], self.bounds[l - 1][j + 1])
-            increment = self.coarse[l - 1].increment([partial(self._increment, l - 1, i) for i in interval], u)
-        if l > 0 or j in level.bounds:  # relaxation and coarse solve meet at C-points
+            interval = range(self.bounds[at - 1][j], self.bounds[at - 1][j + 1])
+            increment = self.coarse[at - 1].increment([partial(self._increment, at - 1, i) for i in interval], u)
+        if at > 0 or j in level.bounds:  # relaxation and coarse solve meet at C-points
             level.memory[j] = u, increment
         return increment
 
-    def _advance(self, l: int, j: int, u: State) -> State:
-        """u_{j+1} from u_j on level l, with the correction that FAS adds."""
-        level = self.levels[l]
+    def _advance(self, at: int, j: int, u: State) -> State:
+        """u_{j+1} from u_j on level `at`, with the correction that FAS adds."""
+        level = self.levels[at]
         base = level.base.get(j)
         if base is None:
-            return add(u, self._increment(l, j, u))
+            return add(u, self._increment(at, j, u))
         if u is base:
             return level.target[j]
-        return add(u, total([self._increment(l, j, u), level.tau[j]]))
+        return add(u, total([self._increment(at, j, u), level.tau[j]]))
 
     # ---- relaxation ------------------------------------------------------------------------------------------------
 
-    def f_relax(self, l: int) -> None:
+    def f_relax(self, at: int) -> None:
         """From every C-point through its interval. The last interval comes first: its end is what the neighbour
         waits for."""
-        level = self.levels[l]
+        level = self.levels[at]
         for start, end in reversed(list(pairwise(level.bounds))):
             u = level.states[start]
             for j in range(start, end):
-                after = self._stepped(l, j, u)
+                after = self._stepped(at, j, u)
                 if j + 1 < end:
                     level.states[j + 1] = after
                 u = after
             level.ends[end] = u
 
-    def _stepped(self, l: int, j: int, u: State) -> State:
+    def _stepped(self, at: int, j: int, u: State) -> State:
         # The same state gives the same object again, so that what follows from it is remembered, too.
-        level = self.levels[l]
+        level = self.levels[at]
         plain = level.base.get(j) is None
         if plain and level.sources.get(j) is u:
             return level.ends[j + 1] if j + 1 in level.bounds else level.states[j + 1]
         if plain:
             level.sources[j] = u
-        return self._advance(l, j, u)
+        return self._advance(at, j, u)
 
-    def c_relax(self, l: int) -> None:
+    def c_relax(self, at: int) -> None:
         """C-points from the ends of the intervals before them."""
-        level = self.levels[l]
+        level = self.levels[at]
         if self.downstream is not None:
             self.channel.send(level.ends[level.last], to=self.downstream)
         for bound in level.bounds[1:]:
@@ -171,12 +172,12 @@ class Multigrid:
         if self.upstream is not None:
             self._take(level, level.first, self.channel.receive(level.states[level.first], source=self.upstream))
 
-    def relax(self, l: int) -> None:
+    def relax(self, at: int) -> None:
         """The level's relaxation."""
-        self.f_relax(l)
-        if self.relaxation[l] == "FCF":
-            self.c_relax(l)
-            self.f_relax(l)
+        self.f_relax(at)
+        if self.relaxation[at] == "FCF":
+            self.c_relax(at)
+            self.f_relax(at)
 
     @staticmethod
     def _take(level: _Level, point: int, state: State) -> State:
@@ -188,15 +189,15 @@ class Multigrid:
 
     # ---- coarse solve ----------------------------------------------------------------------------------------------
 
-    def _sweep(self, l: int) -> None:
+    def _sweep(self, at: int) -> None:
         """The coarsest level, one step after another and one process after another."""
-        level = self.levels[l]
+        level = self.levels[at]
         if self.upstream is not None:
             u = self._take(level, level.first, self.channel.receive(self._like(), source=self.upstream))
         else:
             u = level.states[level.first]
         for j in range(level.first, level.last):
-            u = self._advance(l, j, u)
+            u = self._advance(at, j, u)
             level.states[j + 1] = u
         if self.downstream is not None:
             self.channel.send(u, to=self.downstream)
@@ -204,9 +205,9 @@ class Multigrid:
     def _like(self) -> State:
         return next(iter(self.levels[0].states.values()))
 
-    def _restrict(self, l: int) -> None:
-        """Starts level l + 1 from the C-points of level l, with the correction that makes the two agree."""
-        fine, level = self.levels[l], self.levels[l + 1]
+    def _restrict(self, at: int) -> None:
+        """Starts the level below `at` from its C-points, with the correction that makes the two agree."""
+        fine, level = self.levels[at], self.levels[at + 1]
         level.states = {level.first + i: fine.states[bound] for i, bound in enumerate(fine.bounds)}
         for i, (start, end) in enumerate(pairwise(fine.bounds)):
             j = level.first + i
@@ -215,29 +216,29 @@ class Multigrid:
                 continue
             level.base[j], level.target[j] = base, target
             if j > 0:  # the first C-point of the chain never changes, so its correction is not asked for
-                level.tau[j] = subtract(subtract(target, base), _dense(self._increment(l + 1, j, base), base))
+                level.tau[j] = subtract(subtract(target, base), _dense(self._increment(at + 1, j, base), base))
 
-    def _correct(self, l: int) -> None:
-        """C-points of level l from level l + 1."""
-        fine, level = self.levels[l], self.levels[l + 1]
+    def _correct(self, at: int) -> None:
+        """C-points of level `at` from the level below."""
+        fine, level = self.levels[at], self.levels[at + 1]
         for i, bound in enumerate(fine.bounds):
             fine.states[bound] = level.states[level.first + i]
 
-    def visit(self, l: int, cycle: Cycle) -> None:
+    def visit(self, at: int, cycle: Cycle) -> None:
         """One V- or F-cycle from level l."""
-        if l == len(self.levels) - 1:
-            self._sweep(l)
+        if at == len(self.levels) - 1:
+            self._sweep(at)
             return
-        self.relax(l)
-        if l == 0:
+        self.relax(at)
+        if at == 0:
             self._note_residual()
-        self._restrict(l)
-        self.visit(l + 1, cycle)
-        if cycle == "F" and l + 2 < len(self.levels):
-            self.visit(l + 1, "V")
-        self._correct(l)
-        if l > 0:
-            self.f_relax(l)
+        self._restrict(at)
+        self.visit(at + 1, cycle)
+        if cycle == "F" and at + 2 < len(self.levels):
+            self.visit(at + 1, "V")
+        self._correct(at)
+        if at > 0:
+            self.f_relax(at)
 
     # ---- solving ---------------------------------------------------------------------------------------------------
 
@@ -264,15 +265,15 @@ class Multigrid:
         else:
             self._coarse_guess(0)
 
-    def _coarse_guess(self, l: int) -> None:
-        fine, level = self.levels[l], self.levels[l + 1]
+    def _coarse_guess(self, at: int) -> None:
+        fine, level = self.levels[at], self.levels[at + 1]
         level.states[level.first] = fine.states[fine.first]
-        if l + 2 == len(self.levels):
-            self._sweep(l + 1)
+        if at + 2 == len(self.levels):
+            self._sweep(at + 1)
         else:
-            self._coarse_guess(l + 1)
-            self.f_relax(l + 1)
-        self._correct(l)
+            self._coarse_guess(at + 1)
+            self.f_relax(at + 1)
+        self._correct(at)
 
     def iterate(self) -> None:
         """One iteration."""

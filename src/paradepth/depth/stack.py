@@ -52,13 +52,13 @@ class Stack(nn.Module):
             raise ValueError("a stack needs at least one layer")
         if not step > 0:
             raise ValueError(f"step is {step}; it must be positive")
-        if len(buffers) != 2 or min(buffers) < 0 or sum(buffers) >= len(self.layers) and sum(buffers):
+        if len(buffers) != 2 or min(buffers) < 0 or (sum(buffers) >= len(self.layers) and sum(buffers)):
             raise ValueError(
                 f"buffers is {buffers}; it must be two numbers of layers, at least 0, that leave some of the "
                 f"{len(self.layers)} layers between them"
             )
         self.step = float(step)
-        self.buffers = (int(buffers[0]), int(buffers[1]))
+        self.buffer_layers = (int(buffers[0]), int(buffers[1]))
         self.executor = executor or Serial()
         self.part: Part | None = None  # the layers of this process, where a stack is shared between several
 
@@ -70,7 +70,7 @@ class Stack(nn.Module):
     @property
     def between(self) -> range:
         """Indices of the layers between the buffers."""
-        return range(self.buffers[0], self.depth - self.buffers[1])
+        return range(self.buffer_layers[0], self.depth - self.buffer_layers[1])
 
     def step_of(self, n: int) -> float:
         """h of layer `n`, counted from 0."""

@@ -52,5 +52,7 @@ def clip_gradients(model: nn.Module, limit: float, world: World, *, owned: Colle
     layers, others = torch.stack(squares).sum(dim=0).unbind()
     norm = (world.row.sum(layers) + others).sqrt().float()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([p.grad for p in with_gradients if p.grad is not None], factor)
+    for parameter in with_gradients:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
     return norm

@@ -53,7 +53,7 @@ def shard_depth(stack: Stack, row: Channel, *, executor: DepthExecutor | None = 
         stack.executor = executor
     if row.size == 1:
         return
-    bounds = cut_into_parts(stack.depth, buffers=stack.buffers, unit=stack.executor.unit, ranks=row.size)
+    bounds = cut_into_parts(stack.depth, buffers=stack.buffer_layers, unit=stack.executor.unit, ranks=row.size)
     owners: dict[int, int] = {}
     for rank in range(row.size):
         for n in range(bounds[rank], bounds[rank + 1]):

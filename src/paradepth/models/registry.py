@@ -6,7 +6,9 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any
 
-from paradepth.models.image_classifier import ImageClassifier, ImageClassifierConfig
+from paradepth.models.base import TrunkModel
+from paradepth.models.causal_lm import CausalLM
+from paradepth.models.image_classifier import ImageClassifier
 
 _SIZES: dict[str, dict[str, int]] = {
     "nano": {"width": 64, "heads": 2, "mlp": 256},
@@ -15,7 +17,7 @@ _SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 384, "heads": 6, "mlp": 1536},
 }
 
-_MODELS: dict[str, dict[str, Any]] = {
+_IMAGE_CLASSIFIERS: dict[str, dict[str, Any]] = {
     **{f"paraformer_{size}": {**shape, "branches": 4, "depth": 2} for size, shape in _SIZES.items()},
     **{f"vit_{size}": {**shape, "depth": 12 if size in ("tiny", "small") else 8} for size, shape in _SIZES.items()},
     # The shape of the authors' public code: ViT-Tiny width, 8 branches of 2 layers, plain sum, class token, dropout
@@ -33,6 +35,20 @@ _MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+_CAUSAL_LMS: dict[str, dict[str, Any]] = {
+    "gpt_nano": {**_SIZES["nano"], "depth": 8},
+    # Deep and narrow, as an ODE in depth: layers for layer-parallel training. Source of the step and of the buffers:
+    # Layer-Parallel Training for Transformers (arXiv 2601.09026).
+    "gpt_mini": {"width": 128, "heads": 4, "mlp": 512, "depth": 32, "step": 1 / 28, "buffers": (2, 2)},
+    # The smallest published GPT-2.
+    "gpt2": {"width": 768, "heads": 12, "mlp": 3072, "depth": 12, "vocab_size": 50257, "context": 1024},
+}
+
+_MODELS: dict[str, tuple[type[TrunkModel], dict[str, Any]]] = {
+    **{name: (ImageClassifier, shape) for name, shape in _IMAGE_CLASSIFIERS.items()},
+    **{name: (CausalLM, shape) for name, shape in _CAUSAL_LMS.items()},
+}
+
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted.
@@ -43,35 +59,55 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
 
 
-def model_config(name: str, **options: Any) -> ImageClassifierConfig:
-    """The configuration of a registered model with some options replaced.
+def model_class(name: str) -> type[TrunkModel]:
+    """The class of a registered model: its task.
 
     Raises:
-        ValueError: unknown model or option, a serial model with branches, or a ParaFormer with none.
+        ValueError: unknown model.
+
+    >>> model_class("gpt_nano").__name__
+    'CausalLM'
     """
     if name not in _MODELS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join(list_models())}")
-    known = {field.name for field in dataclasses.fields(ImageClassifierConfig)}
+    return _MODELS[name][0]
+
+
+def model_config(name: str, **options: Any) -> Any:
+    """The configuration of a registered model, of its class's `config_class`, with some options replaced.
+
+    Raises:
+        ValueError: unknown model or option, a ViT with branches, or a ParaFormer with none.
+    """
+    config_class = model_class(name).config_class
+    shape = _MODELS[name][1]
+    known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"unknown options {unknown} for {name}; known are {', '.join(sorted(known))}")
-    merged = {**_MODELS[name], **options}
-    serial = "branches" not in _MODELS[name]
-    if serial and merged.get("branches", 0) != 0:
-        raise ValueError(f"branches is {merged['branches']} but {name} is a serial model; use a paraformer")
-    if not serial and merged["branches"] < 1:
-        raise ValueError(f"branches is {merged['branches']}; {name} needs at least 1 (a serial model is called vit_…)")
-    return ImageClassifierConfig(**merged)
+    merged = {**shape, **options}
+    if name in _IMAGE_CLASSIFIERS:  # a ViT and a ParaFormer are told apart by their names; a GPT takes branches or none
+        serial = "branches" not in shape
+        if serial and merged.get("branches", 0) != 0:
+            raise ValueError(f"branches is {merged['branches']} but {name} is a serial model; use a paraformer")
+        if not serial and merged["branches"] < 1:
+            raise ValueError(
+                f"branches is {merged['branches']}; {name} needs at least 1 (a serial model is called vit_…)"
+            )
+    return config_class(**merged)
 
 
-def create_model(name: str, **options: Any) -> ImageClassifier:
+def create_model(name: str, **options: Any) -> Any:
     """Builds a registered model with fresh weights.
 
     Args:
         name: see `list_models`.
-        options: fields of `ImageClassifierConfig` to replace, such as image_size, patch_size, channels, num_classes,
-            branches,
-            depth, pool or dropout.
+        options: fields of the model's configuration to replace: of `ImageClassifierConfig`, such as image_size,
+            patch_size, channels, num_classes, branches, depth, pool or dropout; or of `CausalLMConfig`, such as
+            vocab_size, context, branches, depth, step or buffers.
+
+    Returns:
+        An `ImageClassifier` or a `CausalLM`.
 
     Raises:
         ValueError: unknown model or option, or a value out of range.
@@ -79,5 +115,7 @@ def create_model(name: str, **options: Any) -> ImageClassifier:
     >>> import torch
     >>> create_model("vit_nano", image_size=28, patch_size=7, channels=1)(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
+    >>> create_model("gpt_nano", context=32)(torch.randint(256, (2, 32))).shape
+    torch.Size([2, 32, 256])
     """
-    return ImageClassifier(model_config(name, **options))
+    return model_class(name)(model_config(name, **options))

@@ -3,16 +3,19 @@
 from paradepth.nn.attention import MultiHeadAttention
 from paradepth.nn.dropout import Dropout, set_dropout_key
 from paradepth.nn.feed_forward import FeedForward
-from paradepth.nn.heads import ClassifierHead
+from paradepth.nn.heads import ClassifierHead, LanguageModelHead
 from paradepth.nn.layer import EncoderLayer
 from paradepth.nn.stem import PatchStem
+from paradepth.nn.token_stem import TokenStem
 
 __all__ = [
     "ClassifierHead",
     "Dropout",
     "EncoderLayer",
     "FeedForward",
+    "LanguageModelHead",
     "MultiHeadAttention",
     "PatchStem",
+    "TokenStem",
     "set_dropout_key",
 ]

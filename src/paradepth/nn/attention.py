@@ -31,6 +31,7 @@ class MultiHeadAttention(nn.Module):
         heads: H; must divide `width`.
         bias: whether the projections have biases.
         attention_dropout: dropout probability of the attention weights (forces the explicit form while training).
+        causal: a token sees itself and the ones before it only.
 
     Raises:
         ValueError: `heads` does not divide `width`.
@@ -39,21 +40,25 @@ class MultiHeadAttention(nn.Module):
     torch.Size([2, 10, 64])
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0, causal: bool = False
+    ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"width {width} cannot be split into {heads} heads; heads must divide the width")
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.attention_dropout = Dropout(attention_dropout)
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attends from every token to every token.
+        """Attends from every token to every token, or to the ones up to it when causal.
 
         Args:
             x_BTD: input.
-            mask: booleans that broadcast to (B, H, T, S); True lets a query see a key.
+            mask: booleans that broadcast to (B, H, T, S); True lets a query see a key. Causal attention sees what both
+                allow.
 
         Returns:
             (B, T, D).
@@ -61,8 +66,13 @@ class MultiHeadAttention(nn.Module):
         B, T, D = x_BTD.shape
         q_BHTK, k_BHSK, v_BHSK = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         drops = self.attention_dropout.p > 0.0 and self.training
-        if fused_is_faster(q_BHTK) and not drops:
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)
+        fused = fused_is_faster(q_BHTK) and not drops
+        kernel_is_causal = self.causal and fused and mask is None  # cheaper than a mask, and the same
+        if self.causal and not kernel_is_causal:
+            past_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril()
+            mask = past_TS if mask is None else mask & past_TS
+        if fused:
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=kernel_is_causal)
         else:
             scores_BHTS = (q_BHTK * (D // self.heads) ** -0.5) @ k_BHSK.transpose(-1, -2)
             if mask is not None:

@@ -1,6 +1,6 @@
 """Trunk states to predictions.
 
-Shapes: … any leading dimensions, T tokens, D width, N classes.
+Shapes: … any leading dimensions, T tokens, D width, N classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Pool = Literal["cls", "mean"]
 
@@ -47,6 +48,58 @@ class ClassifierHead(nn.Module):
         pooled_D = x_TD[..., 0, :] if self.pool == "cls" else x_TD.mean(dim=-2)
         return self.classify(self.norm(pooled_D))
 
-    def flops(self) -> int:
-        """Floating-point operations for one sample (a multiply-add counts two)."""
+    def flops(self, tokens: int = 1) -> int:
+        """Floating-point operations for one sample (a multiply-add counts two), whatever its number of tokens."""
         return 2 * self.classify.in_features * self.classify.out_features
+
+
+class LanguageModelHead(nn.Module):
+    """Normalises every token's state and maps it to logits over the vocabulary, without a bias.
+
+    Leading dimensions pass through, so the states of all prefixes, (n, B, T, D), take one call.
+
+    Args:
+        width: D.
+        vocab_size: V, at least 1.
+        tied: the embedding whose weight is used. It stays the embedding's alone: the head neither lists it among its
+            parameters nor saves it. None gives the head a weight of its own.
+
+    Raises:
+        ValueError: an empty vocabulary, or an embedding of another shape.
+
+    >>> import torch
+    >>> embedding = nn.Embedding(256, 64)
+    >>> head = LanguageModelHead(64, 256, tied=embedding)
+    >>> head(torch.randn(4, 2, 16, 64)).shape, [name for name, _ in head.named_parameters()]
+    (torch.Size([4, 2, 16, 256]), ['norm.weight', 'norm.bias'])
+    """
+
+    def __init__(self, width: int, vocab_size: int, *, tied: nn.Embedding | None = None) -> None:
+        super().__init__()
+        if vocab_size < 1:
+            raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1")
+        if tied is not None and tied.weight.shape != (vocab_size, width):
+            raise ValueError(
+                f"the tied embedding has a weight of shape {tuple(tied.weight.shape)}; this head needs "
+                f"{(vocab_size, width)} (vocabulary, width)"
+            )
+        self.norm = nn.LayerNorm(width)
+        self.vocabulary = None if tied is not None else nn.Linear(width, vocab_size, bias=False)
+        if self.vocabulary is not None:
+            nn.init.normal_(self.vocabulary.weight, std=0.02)
+        self._tied = (tied,)  # within a tuple, so that torch does not take it for a part of this module
+
+    @property
+    def weight(self) -> Tensor:
+        """The map to the vocabulary, (V, D)."""
+        owner = self.vocabulary if self.vocabulary is not None else self._tied[0]
+        assert owner is not None
+        return owner.weight
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Maps states (…, T, D) to logits (…, T, V)."""
+        return F.linear(self.norm(x_TD), self.weight)
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations for one sample of so many tokens (a multiply-add counts two)."""
+        return 2 * tokens * self.weight.numel()

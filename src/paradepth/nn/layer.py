@@ -28,6 +28,7 @@ class EncoderLayer(nn.Module):
         bias: whether linear maps have biases.
         dropout: dropout probability after attention, in the MLP and after it.
         attention_dropout: dropout probability of the attention weights.
+        causal: a token sees itself and the ones before it only.
         deep_init: number L of layers in a deep stack; scales the value, output and MLP projections at initialisation by
             √(log 2L). None leaves them alone.
 
@@ -46,11 +47,12 @@ class EncoderLayer(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        causal: bool = False,
         deep_init: int | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=bias)
-        self.attention = MultiHeadAttention(width, heads, bias=bias, attention_dropout=attention_dropout)
+        self.attention = MultiHeadAttention(width, heads, bias=bias, attention_dropout=attention_dropout, causal=causal)
         self.attention_out_dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = FeedForward(width, mlp, bias=bias, dropout=dropout)

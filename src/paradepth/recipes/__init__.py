@@ -9,6 +9,12 @@ from paradepth.recipes.images import (
     fashion_vit,
     paraformer_authors_224,
 )
+from paradepth.recipes.language import (
+    shakespeare_branch_sums,
+    shakespeare_gpt,
+    shakespeare_mgrit,
+    shakespeare_mgrit_control,
+)
 from paradepth.recipes.registry import RECIPES, get_recipe
 
 for _recipe in (
@@ -19,6 +25,10 @@ for _recipe in (
     cifar10_vit,
     cifar100_paraformer,
     paraformer_authors_224,
+    shakespeare_gpt,
+    shakespeare_mgrit,
+    shakespeare_mgrit_control,
+    shakespeare_branch_sums,
 ):
     RECIPES[_recipe.__name__] = _recipe
 

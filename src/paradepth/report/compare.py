@@ -159,7 +159,9 @@ def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     # What was built counts more than what was asked for: an option left unset is null in the training options.
     merged = [{**run.training, **run.model} for run in runs]
     names = [name for name in dict.fromkeys(name for options in merged for name in options) if name != "class_names"]
-    rows = [(name, [text.setting(options[name]) if name in options else "" for options in merged]) for name in names]
+    rows = [
+        (name, [text.setting(options[name], name) if name in options else "" for options in merged]) for name in names
+    ]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 

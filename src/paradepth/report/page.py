@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from paradepth.report import figure, plots, text
+from paradepth.report import depth, figure, plots, text
 from paradepth.report.read import Run, number, read_run
 
 LARGEST_TABLE = 20  # classes; a larger confusion matrix is drawn as an image
@@ -85,6 +85,7 @@ def run_page(run: Run) -> str:
     with figure.style():
         progress, prefixes, branches = plots.progress(run), plots.prefix_curves(run), plots.branches(run)
         confusion = _confusion(run)
+        layer_parallel = depth.depth_plots(run)
     return render(
         "run.html.j2",
         title=f"{run.label} on {run.data}",
@@ -94,7 +95,10 @@ def run_page(run: Run) -> str:
         progress=progress,
         prefixes=prefixes,
         branches=branches,
+        layer_parallel=layer_parallel,
+        depth_rows=depth.depth_rows(run),
         serial=run.branches == 0,
+        language=run.language,
         split=run.split,
         prefix_rows=prefix_rows(run),
         confusion=confusion,
@@ -102,8 +106,8 @@ def run_page(run: Run) -> str:
         cost=cost(run),
         environment=text.settings(run.environment, ("command",)),
         model=text.settings(run.model, ("class_names",)),
-        training=text.settings({name: value for name, value in run.training.items() if value is not None}),
-        defaults=[name.replace("_", " ") for name, value in run.training.items() if value is None],
+        training=text.settings({name: value for name, value in run.options.items() if value is not None}),
+        defaults=[name.replace("_", " ") for name, value in run.options.items() if value is None],
         command=str(run.environment.get("command", "")),
     )
 
@@ -117,7 +121,7 @@ def subtitle(run: Run) -> str:
     else:
         body = f"Serial Transformer of {text.plural(int(run.model.get('depth', 0)), 'layer')}"
     samples = number(run.start, "train_samples")
-    on = f", trained on {samples:,.0f} images" if math.isfinite(samples) else ""
+    on = f", trained on {samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
     seed = run.training.get("seed")
     return f"{body}, width {run.model.get('width', '?')}{how}{on}{f', seed {seed}' if seed is not None else ''}."
 
@@ -131,17 +135,35 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     elif run.evaluation is None:
         first = ("Validation accuracy", text.percent(accuracy[-1]), "not tested")
     else:
-        remark = f"{samples:,.0f} images" if math.isfinite(samples) else ""
+        remark = f"{samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
         first = (f"{run.split.capitalize()} accuracy", text.percent(accuracy[-1]), remark)
+    headline = [_language_fact(run), first] if run.language else [first]
     seconds, device = run.seconds, str(run.environment.get("device", ""))
     layers = number(run.start, "layers")
     return [
-        first,
+        *headline,
         ("Parameters", text.count(run.start["parameters"]), f"{layers:.0f} layers" if math.isfinite(layers) else ""),
         ("Layer evaluations", text.count(run.layer_evals), "of training"),
         ("Training compute", text.count(run.flops, "FLOP"), ""),
         ("Training time", text.duration(seconds), f"on {device}" if device else ""),
     ]
+
+
+def _language_fact(run: Run) -> tuple[str, str, str]:
+    """The headline of a language model: its loss in nats, and the same in bits per byte, as a token is a byte."""
+    loss = run.loss[: len(run.accuracy)]
+    if not loss or not math.isfinite(loss[-1]):
+        return "Loss", text.MISSING, "not measured"
+    return f"{run.split.capitalize()} loss", text.decimal(loss[-1], 4), f"{bits(loss[-1])} bits per byte"
+
+
+def bits(loss: float) -> str:
+    """A loss in nats per byte in bits per byte.
+
+    >>> bits(1.5)
+    '2.164'
+    """
+    return text.decimal(loss / math.log(2), 3)
 
 
 def notices(run: Run) -> list[str]:
@@ -169,9 +191,8 @@ def notices(run: Run) -> list[str]:
 
 
 def prefix_rows(run: Run) -> list[dict[str, str]]:
-    """The table by prefix: accuracy, gain, loss, parameters, forward FLOPs, contribution of the branch."""
-    source = run.evaluation or (run.validation[-1] if run.validation else {})
-    losses, contribution = source.get("loss") or [], run.contribution
+    """The table by prefix: accuracy, gain, loss (also in bits), parameters, forward FLOPs, contribution."""
+    losses, contribution = run.loss, run.contribution
     parameters, flops = run.start["parameters_by_prefix"], run.start.get("forward_flops") or []
     rows = []
     for k, accuracy in enumerate(run.accuracy):
@@ -181,6 +202,7 @@ def prefix_rows(run: Run) -> list[dict[str, str]]:
                 "accuracy": text.percent(accuracy),
                 "gain": text.points(accuracy - run.accuracy[k - 1]) if k else text.MISSING,
                 "loss": text.decimal(losses[k], 4) if k < len(losses) else text.MISSING,
+                "bits": bits(losses[k]) if k < len(losses) else text.MISSING,
                 "parameters": text.count(parameters[k]) if k < len(parameters) else text.MISSING,
                 "flops": text.count(flops[k], "FLOP") if k < len(flops) else text.MISSING,
                 "contribution": text.decimal(contribution[k], 3) if k < len(contribution) else text.MISSING,
@@ -212,7 +234,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
     ]
     for name in ("train", "validation", "test"):
         if math.isfinite(samples := number(run.start, f"{name}_samples")):
-            rows.append((f"{name} samples", f"{samples:,.0f}"))
+            rows.append((f"{name} samples", f"{samples:,.0f}{f' {run.unit}' if run.language else ''}"))
     return [row for row in rows if row[1]]
 
 

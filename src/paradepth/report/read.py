@@ -22,7 +22,10 @@ DATA_NAMES = {
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "tiny_shakespeare": "Tiny Shakespeare",
 }
+IMAGE_OPTIONS = ("patch_size", "embedding", "pool", "image_size", "flip", "crop_padding", "rand_augment")
+LANGUAGE_OPTIONS = ("context",)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -34,7 +37,8 @@ class Run:
         path: the directory.
         config, environment: the two JSON files as they are.
         start: the `start` event (parameters, FLOPs, layers, budget, sizes of the splits).
-        train, validation, stages: the events of that name in order, without those a resume has replaced.
+        train, validation, stages, probes, lipschitz: the events of that name in order, without those a resume has
+            replaced.
         interruptions: `interrupted` and `resumed` events.
         end: the `end` event, or None when training did not finish.
         evaluation: `evaluation.json`, or None when the run was never evaluated.
@@ -47,6 +51,8 @@ class Run:
     train: tuple[Mapping[str, Any], ...]
     validation: tuple[Mapping[str, Any], ...]
     stages: tuple[Mapping[str, Any], ...]
+    probes: tuple[Mapping[str, Any], ...]
+    lipschitz: tuple[Mapping[str, Any], ...]
     interruptions: tuple[Mapping[str, Any], ...]
     end: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
@@ -58,6 +64,22 @@ class Run:
     @property
     def training(self) -> Mapping[str, Any]:
         return self.config["training"]
+
+    @property
+    def language(self) -> bool:
+        """Whether the run learned a language model; its samples are windows of text then, not images."""
+        return self.config.get("model_type") == "causal_lm"
+
+    @property
+    def unit(self) -> str:
+        """What a sample is, in the plural."""
+        return f"windows of {self.model.get('context', '?')} bytes" if self.language else "images"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The training options that mean something to this kind of run."""
+        foreign = IMAGE_OPTIONS if self.language else LANGUAGE_OPTIONS
+        return {name: value for name, value in self.training.items() if name not in foreign}
 
     @property
     def branches(self) -> int:
@@ -106,6 +128,12 @@ class Run:
             return [math.nan if value is None else float(value) for value in self.evaluation["accuracy"]]
         found = self.validation[-1]["accuracy"][: self.active] if self.validation else []
         return [math.nan if value is None else float(value) for value in found]
+
+    @property
+    def loss(self) -> list[float]:
+        """Final loss by prefix, from where `accuracy` is."""
+        source = self.evaluation or (self.validation[-1] if self.validation else {})
+        return [math.nan if value is None else float(value) for value in (source.get("loss") or [])]
 
     @property
     def active(self) -> int | None:
@@ -166,6 +194,8 @@ def read_run(path: Path) -> Run:
         train=tuple(events.get("train", ())),
         validation=tuple(events.get("validation", ())),
         stages=tuple(events.get("stage", ())),
+        probes=tuple(events.get("probe", ())),
+        lipschitz=tuple(events.get("lipschitz", ())),
         interruptions=tuple(events.get("interrupted", [])) + tuple(events.get("resumed", [])),
         end=events["end"][-1] if "end" in events else None,
         evaluation=_read_object(evaluation) if evaluation.exists() else None,
@@ -177,7 +207,7 @@ def read_run(path: Path) -> Run:
 
 def _forget_after(events: dict[str, list[dict[str, Any]]], step: float) -> None:
     """Drop what was logged after the checkpoint a run resumed from: the resumed run logs those steps again."""
-    for name in ("train", "validation", "stage", "end"):
+    for name in ("train", "validation", "stage", "probe", "lipschitz", "end"):
         if name in events:
             events[name] = [event for event in events[name] if number(event, "step") <= step]
     if not events.get("end", True):
@@ -222,11 +252,13 @@ NUMBERS = {
     "validation": ("step", "layer_evals"),
     "stage": ("layer_evals", "active"),
     "resumed": ("step",),
+    "probe": ("step",),
+    "lipschitz": ("step",),
     "end": ("layer_evals",),
 }
 OPTIONAL_NUMBERS = ("step", "layer_evals", "flops", "seconds", "learning_rate", "samples_per_second", "layers")
 LISTS = {"start": ("parameters_by_prefix",), "validation": ("loss", "accuracy")}
-OPTIONAL_LISTS = ("contribution", "forward_flops")
+OPTIONAL_LISTS = ("contribution", "forward_flops", "estimates")
 
 
 def _read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -78,8 +78,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def setting(value: object) -> str:
-    """A configuration value as it would be written on a command line."""
+def setting(value: object, name: str = "") -> str:
+    """A configuration value as it would be written on a command line; what is called a size has a × between its two.
+
+    >>> setting((28, 28), "image_size"), setting((2, 2), "buffers")
+    ('28 × 28', '2, 2')
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -89,7 +93,7 @@ def setting(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return (
             " × ".join(setting(item) for item in value)
-            if _is_size(value)
+            if _is_size(value) and name.endswith("size")
             else ", ".join(setting(item) for item in value)
         )
     return value if isinstance(value, str) else json.dumps(value, default=str)
@@ -97,7 +101,7 @@ def setting(value: object) -> str:
 
 def settings(options: Mapping[str, object], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Name and value of each option, as text."""
-    return [(name, setting(value)) for name, value in options.items() if name not in leave_out]
+    return [(name, setting(value, name)) for name, value in options.items() if name not in leave_out]
 
 
 def plural(number: float, noun: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paradepth.branches import Branches
-from paradepth.models import ImageClassifier
+from paradepth.models import TrunkModel
 from paradepth.train.schedules import Objective
 
 
@@ -30,7 +30,7 @@ class Cost:
         return Cost(self.layer_evals * samples, self.flops * samples)
 
 
-def update_cost(model: ImageClassifier, objective: Objective, trainable: Collection[str]) -> Cost:
+def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[str]) -> Cost:
     """Cost of one update with `objective` for one sample, when only the parts in `trainable` learn.
 
     >>> from paradepth import create_model
@@ -52,5 +52,5 @@ def update_cost(model: ImageClassifier, objective: Objective, trainable: Collect
         evals += part * stack.depth
         flops += 3 * part * stack.flops(tokens)
     heads = 1 if objective.weights is None else objective.prefix
-    flops += model.stem.flops() * (2 if stem else 1) + 3 * heads * model.head.flops()
+    flops += model.stem.flops() * (2 if stem else 1) + 3 * heads * model.head.flops(tokens)
     return Cost(evals, flops)

@@ -51,33 +51,42 @@ class ModelOptions:
         branches: number of branches.
         depth: layers of each branch, or of a serial stack.
         patch_size: patch height and width in pixels.
+        embedding: of a patch, by one linear map or by convolutions (they learn small images in fewer passes).
         aggregate: how branches are added up.
         pool: mean over tokens, or a class token.
         dropout: probability in embedding, attention output and MLP.
         attention_dropout: probability for attention weights.
         deep_init: scale value, output and MLP projections by sqrt(log 2L).
+        context: bytes that a language model sees at most; one sample is a window of so many.
+        step: h of every layer between the buffers; 1 is the ordinary Transformer.
+        buffers: numbers of first and of last layers that take h = 1.
     """
 
     model: str = "paraformer_nano"
     branches: int | None = None
     depth: int | None = None
     patch_size: int | None = None
+    embedding: Literal["linear", "convolutions"] | None = None
     aggregate: Literal["residual", "sum"] | None = None
     pool: Literal["mean", "cls"] | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
     deep_init: bool = False
+    context: int | None = None
+    step: float | None = None
+    buffers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Data and augmentation.
+    """Data and augmentation; options of one kind of data are refused for the other.
 
     Attributes:
-        data: digits, mnist, fashion_mnist, cifar10, cifar100, or folder.
-        data_dir: folder with local parquet files or an image folder; None fetches from the Hub (digits needs neither).
+        data: digits, mnist, fashion_mnist, cifar10, cifar100, or folder; tiny_shakespeare, or text.
+        data_dir: folder with local parquet files, an image folder, or a text file or a folder of *.txt files; None
+            fetches images from the Hub (digits needs neither).
         image_size: resize images to this height and width.
-        validation_fraction: part of the training split held out for validation.
+        validation_fraction: part of the training split, or of a text, held out for validation.
         flip: random horizontal flips.
         crop_padding: random crops after padding by that many pixels.
         rand_augment: RandAugment's number of operations and magnitude.
@@ -160,6 +169,60 @@ class OptimiserOptions:
 
 
 @dataclass(frozen=True)
+class DepthOptions:
+    """How the layers of a serial stack are evaluated in training; options that an executor does not take are refused,
+    None is the executor's own default. Validation is serial.
+
+    Attributes:
+        executor: serial; mgrit, multigrid over the layers; picard, sweeps over all layers at once.
+        checkpoint_layers: serial: store states between layers only and evaluate layers again in the backward pass.
+        levels: mgrit: number of levels.
+        coarsening: mgrit: layers of an interval.
+        relaxation: mgrit: F or FCF.
+        coarse: mgrit: coarse operator: sample, branch, half or branch:k.
+        cycle: mgrit: V or F.
+        forward_iterations: mgrit, picard: iterations of the forward solve, or serial.
+        backward_iterations: mgrit, picard: iterations of the backward solve, or serial.
+        initial: mgrit, picard: first guess.
+        tolerance: mgrit, picard: relative residual at which iterating stops.
+        recompute: mgrit, picard: evaluate layers again in the backward pass (True) or keep their graphs.
+        chunk: picard: layers that are swept together.
+        control: probe the convergence and change iterations, or between parallel and serial.
+        probe_every: control: batches between probes.
+        rho_threshold: control: convergence factor from which a probe is bad.
+        rho_return: control: convergence factor up to which a probe is good.
+        probe_patience: control: probes in a row that have to agree.
+        max_iterations: control: most iterations before going serial.
+        exact_probe: control: at a probe, also compare the gradient with the serial one.
+        depth_processes: processes that share the layers; None: all for mgrit and picard, one for serial.
+        lipschitz: log an estimate of each layer's Lipschitz constant at each validation.
+    """
+
+    executor: Literal["serial", "mgrit", "picard"] = "serial"
+    checkpoint_layers: bool = False
+    levels: int | None = None
+    coarsening: int | None = None
+    relaxation: Literal["F", "FCF"] | None = None
+    coarse: str | None = None
+    cycle: Literal["V", "F"] | None = None
+    forward_iterations: int | Literal["serial"] | None = None
+    backward_iterations: int | Literal["serial"] | None = None
+    initial: Literal["coarse", "previous", "constant"] | None = None
+    tolerance: float | None = None
+    recompute: bool | None = None
+    chunk: int | None = None
+    control: bool = False
+    probe_every: int | None = None
+    rho_threshold: float | None = None
+    rho_return: float | None = None
+    probe_patience: int | None = None
+    max_iterations: int | None = None
+    exact_probe: bool = False
+    depth_processes: int | None = None
+    lipschitz: bool = False
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Running.
 
@@ -173,6 +236,7 @@ class RunOptions:
         checkpoint_every: steps between checkpoints; None writes one at each validation.
         keep: number of checkpoints kept.
         tensorboard: also write TensorBoard event files into the run directory.
+        timeout: seconds after which a process that does not answer counts as lost.
     """
 
     seed: int = 0
@@ -184,6 +248,7 @@ class RunOptions:
     checkpoint_every: int | None = None
     keep: int = 3
     tensorboard: bool = False
+    timeout: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -194,6 +259,7 @@ class Config:
     model_options: ModelOptions = field(default_factory=ModelOptions)
     data_options: DataOptions = field(default_factory=DataOptions)
     schedule_options: ScheduleOptions = field(default_factory=ScheduleOptions)
+    depth_options: DepthOptions = field(default_factory=DepthOptions)
     optimiser_options: OptimiserOptions = field(default_factory=OptimiserOptions)
     run_options: RunOptions = field(default_factory=RunOptions)
 
@@ -235,7 +301,8 @@ class Config:
     def replace(self, **options: Any) -> Config:
         """A copy with some options, named without their groups, replaced.
 
-        Another schedule starts from that schedule's defaults, since the options of the present one mean nothing to it.
+        Another schedule or executor starts from its own defaults, since the options of the present one mean nothing to
+        it.
 
         Raises:
             ValueError: unknown options.
@@ -252,8 +319,9 @@ class Config:
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
             if values.get("data_dir") is not None:
                 values["data_dir"] = Path(values["data_dir"])
-            if values.get("schedule", getattr(group, "schedule", None)) != getattr(group, "schedule", None):
-                group = ScheduleOptions()
+            for choice in ("schedule", "executor"):
+                if choice in values and values[choice] != getattr(group, choice):
+                    group = type(group)()
             groups[name] = dataclasses.replace(group, **values)
         if left:
             raise ValueError(f"unknown options {', '.join(sorted(left))}")
@@ -278,6 +346,7 @@ def check_options(config: Config) -> None:
         ("ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
         ("validations", r.validations, r.validations >= 1, "at least 1"),
         ("keep", r.keep, r.keep >= 1, "at least 1"),
+        ("timeout", r.timeout, r.timeout > 0, "positive"),
         ("threads", r.threads, r.threads is None or r.threads >= 1, "at least 1"),
         ("checkpoint_every", r.checkpoint_every, r.checkpoint_every is None or r.checkpoint_every >= 1, "at least 1"),
         ("crop_padding", d.crop_padding, d.crop_padding >= 0, "at least 0"),

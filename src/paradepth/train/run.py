@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,20 @@ from typing import Any
 import torch
 
 from paradepth.atomic import write_json
-from paradepth.data.images import ImageData, load_images
 from paradepth.distributed import World, join_world
-from paradepth.models import ImageClassifier, model_config
+from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
-from paradepth.train.config import Config, DataOptions, ScheduleOptions, check_options
+from paradepth.train.config import Config, ScheduleOptions, check_options
+from paradepth.train.depth import build_executor, depth_processes
 from paradepth.train.environment import command_line, environment
-from paradepth.train.evaluate import detailed_evaluation
 from paradepth.train.metrics import MetricsLog, SilentLog
 from paradepth.train.precision import autocast_dtype
 from paradepth.train.progress import ProgressView
 from paradepth.train.schedules import Annealing, Schedule, build_schedule
 from paradepth.train.signals import stop_on_signals
+from paradepth.train.tasks import Task
+from paradepth.train.tasks import load_data as load_data
 from paradepth.train.trainer import Trainer
 
 _RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "environment.json", "evaluation.json", "report.html")
@@ -60,7 +62,8 @@ def start_run(
     """
     folder = Path(run_dir)
     check_options(config)
-    with join_world(config.run_options.device) as world:
+    build_executor(config.depth_options)
+    with _joined(config) as world:
         _check_folder(folder, overwrite=overwrite)
         world.barrier()
         parts = _prepare(config, world)
@@ -87,7 +90,7 @@ def resume_run(run_dir: str | Path, *, on_batch: Callable[[int], None] = lambda 
         raise ValueError(
             f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it"
         )
-    with join_world(config.run_options.device) as world:
+    with _joined(config) as world:
         parts = _prepare(config, world)
         view = ProgressView(enabled=world.is_main)
         checkpoint = CheckpointStore(folder / "checkpoints").latest(view.say)
@@ -112,23 +115,16 @@ def read_run_config(run_dir: str | Path) -> Config:
         raise ValueError(f"{path} does not hold the options of a run: {error!r}") from error
 
 
-def load_data(config: Config) -> ImageData:
-    """The data set of a run, on the CPU."""
-    d: DataOptions = config.data_options
-    return load_images(
-        d.data,
-        data_dir=d.data_dir,
-        image_size=d.image_size,
-        validation_fraction=d.validation_fraction,
-        seed=config.run_options.seed,
-    )
+def _joined(config: Config) -> AbstractContextManager[World]:
+    d, r = config.depth_options, config.run_options
+    return join_world(r.device, depth=depth_processes(d), timeout=r.timeout, options=config.flat())
 
 
-_Parts = tuple[ImageClassifier, ImageData, Schedule, torch.dtype | None]
+_Parts = tuple[TrunkModel, Task, Schedule, torch.dtype | None]
 
 
 def _prepare(config: Config, world: World) -> _Parts:
-    """Model, data, schedule and autocast dtype; everything that can be refused is refused here."""
+    """Model, task, schedule and autocast dtype; everything that can be refused is refused here."""
     o, r, m = config.optimiser_options, config.run_options, config.model_options
     if r.threads is not None:
         torch.set_num_threads(r.threads)
@@ -137,32 +133,26 @@ def _prepare(config: Config, world: World) -> _Parts:
             f"batch_size {o.batch_size} cannot be cut into {world.size} processes × {o.accumulate} parts (accumulate): "
             f"it must be a multiple of {world.size * o.accumulate}"
         )
-    data = load_data(config)
-    if len(data.train) < o.batch_size:
-        raise ValueError(f"batch_size is {o.batch_size} but {data.name} has only {len(data.train)} training samples")
-    chosen = {f.name: getattr(m, f.name) for f in fields(m) if f.name != "model" and getattr(m, f.name) is not None}
-    shape = model_config(
-        m.model,
-        image_size=data.image_size,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        class_names=data.class_names,
-        **chosen,
-    )
+    task = load_data(config)
+    samples = task.count("train")
+    if samples < o.batch_size:
+        raise ValueError(
+            f"batch_size is {o.batch_size} but {task.data.name} has only {samples} training samples ({task.unit})"
+        )
     s: ScheduleOptions = config.schedule_options
-    if shape.branches == 0 and s.schedule != "joint":
+    if task.shape.branches == 0 and s.schedule != "joint":
         raise ValueError(f"schedule {s.schedule!r} needs a model with branches, and {m.model} is serial; use joint")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
-        model = ImageClassifier(shape)
+        model = task.new_model()
         options = {
             f.name: getattr(s, f.name) for f in fields(s) if f.name != "schedule" and getattr(s, f.name) != f.default
         }
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
         schedule.prepare(model)
-    model.stem.set_normalisation(data.mean, data.std)
-    return model.to(world.device), data.to(world.device), schedule, autocast_dtype(r.precision, world.device)
+    task.normalise(model)
+    return model.to(world.device), task.to(world.device), schedule, autocast_dtype(r.precision, world.device)
 
 
 def _train(
@@ -174,10 +164,10 @@ def _train(
     checkpoint: Checkpoint | None,
     on_batch: Callable[[int], None],
 ) -> dict[str, Any]:
-    model, data, schedule, autocast = parts
+    model, task, schedule, autocast = parts
     r = config.run_options
     store = CheckpointStore(folder / "checkpoints", keep=r.keep)
-    trainer = Trainer(model, data, schedule, config, world=world, autocast=autocast, store=store)
+    trainer = Trainer(model, task, schedule, config, world=world, autocast=autocast, store=store)
     position = None
     if checkpoint is not None:
         trainer.load(checkpoint.tensors, checkpoint.state)
@@ -188,7 +178,7 @@ def _train(
             log.write("start", **_start_fields(trainer))
         else:
             log.write("resumed", step=trainer.step, layer_evals=trainer.spent.layer_evals)
-        title = f"{config.model_options.model} on {data.name}"
+        title = f"{config.model_options.model} on {task.data.name}"
         with ProgressView(enabled=world.is_main, title=title) as view, stop_on_signals() as stop:
             view.say(_headline(config, trainer))
             trainer.train(log, stop=stop, view=view, on_batch=on_batch)
@@ -198,11 +188,12 @@ def _train(
 
 
 def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dict[str, Any]:
-    final = trainer.average.model if trainer.average else trainer.model
-    data = trainer.data
+    weights = trainer.final_weights()
     report: dict[str, Any] = {}
     if world.is_main:
-        report = detailed_evaluation(final, data.test, name="test", class_names=data.class_names)
+        final = trainer.task.new_model().to(world.device)  # whole, where the trained one may have been shared out
+        final.load_state_dict(weights)
+        report = trainer.task.details(final, "test")
         write_json(folder / "evaluation.json", report)
         save_pretrained(final, folder, extra={"training": config.flat()})
     world.barrier()
@@ -210,7 +201,8 @@ def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dic
         "run": str(folder),
         "accuracy": report.get("accuracy"),
         "loss": report.get("loss"),
-        "parameters": sum(p.numel() for p in final.parameters()),
+        **trainer.task.measures(report.get("loss", [])),
+        "parameters": sum(trainer.sizes.values()),
         "steps": trainer.step,
         "layer_evals": trainer.spent.layer_evals,
         "flops": trainer.spent.flops,
@@ -219,8 +211,8 @@ def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dic
 
 
 def _start_fields(trainer: Trainer) -> dict[str, Any]:
-    model, data = trainer.model, trainer.data
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    model, task = trainer.model, trainer.task
+    parts = trainer.sizes
     counts, total = [], parts["stem"] + parts["head"]
     for name in list(parts)[1:-1]:
         total += parts[name]
@@ -232,18 +224,17 @@ def _start_fields(trainer: Trainer) -> dict[str, Any]:
         "forward_flops": [model.forward_flops(branches=k if model.config.branches else None) for k in prefixes],
         "layers": model.config.layers,
         "budget": {"unit": trainer.budget.unit, "value": trainer.budget.value},
-        "train_samples": len(data.train),
-        "validation_samples": len(data.validation),
-        "test_samples": len(data.test),
+        **{f"{split}_samples": task.count(split) for split in ("train", "validation", "test")},
     }
 
 
 def _headline(config: Config, trainer: Trainer) -> str:
-    c, data, start = trainer.model.config, trainer.data, _start_fields(trainer)
+    c, task, start = trainer.model.config, trainer.task, _start_fields(trainer)
     shape = f"{c.branches} branches × {c.depth} layers" if c.branches else f"{c.depth} layers in series"
     return (
-        f"{config.model_options.model}: {shape}, width {c.width}, {start['parameters']:,} parameters; {data.name}: "
-        f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images; "
+        f"{config.model_options.model}: {shape}, width {c.width}, {start['parameters']:,} parameters; "
+        f"{task.data.name}: {task.count('train'):,} training, {task.count('validation'):,} validation, "
+        f"{task.count('test'):,} test {task.unit}; "
         f"schedule {config.schedule_options.schedule}, budget {config.optimiser_options.budget}, "
         f"{'bf16' if trainer.autocast else 'float32'} on {trainer.world.device}"
     )

@@ -3,30 +3,28 @@
 Every random draw is a function of the seed and of counters (order of samples: pass; augmentation: step; dropout:
 step and rank), so the state of a run is its weights, moments and counters, and resuming is exact.
 
-Shapes: B batch, C channels, H, W image size.
+The loop knows a `Task`, no data: its inputs are whatever the model takes, its targets class numbers (B, …).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from paradepth.data.augment import Augment
-from paradepth.data.batches import Batches
-from paradepth.data.images import ImageData
-from paradepth.distributed import World
-from paradepth.models import ImageClassifier
+from paradepth.distributed import World, clip_gradients, gather_tensors, reduce_gradients
+from paradepth.models import TrunkModel
 from paradepth.nn import set_dropout_key
 from paradepth.train.accounting import Cost, update_cost
 from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Budget, Config
+from paradepth.train.depth import DepthRun
 from paradepth.train.ema import MovingAverage
 from paradepth.train.evaluate import evaluate
 from paradepth.train.metrics import MetricsLog, SilentLog
@@ -35,8 +33,10 @@ from paradepth.train.progress import ProgressView
 from paradepth.train.schedules import Objective, Schedule
 from paradepth.train.signals import StopRequest
 from paradepth.train.step import TrainStep
+from paradepth.train.tasks import Task
 
 _TRAIN_EVENTS = 200  # of the training loss over a run
+_LIPSCHITZ_SAMPLES = 8  # of the validation split
 
 
 class Interrupted(RuntimeError):
@@ -47,17 +47,12 @@ class NonFiniteLoss(RuntimeError):
     """The loss or a gradient became infinite or not a number; the state before that update is saved."""
 
 
-def _draw_seed(seed: int, step: int) -> int:
-    digest = hashlib.blake2b(f"augment/{seed}/{step}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
-
-
 class Trainer:
     """Trains a model by a schedule until its budget is spent.
 
     Args:
         model: on the world's device.
-        data: on the world's device.
+        task: with its data on the world's device.
         schedule: what is trained when.
         config: all options.
         world: the processes.
@@ -67,8 +62,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: ImageClassifier,
-        data: ImageData,
+        model: TrunkModel,
+        task: Task,
         schedule: Schedule,
         config: Config,
         *,
@@ -76,16 +71,15 @@ class Trainer:
         autocast: torch.dtype | None,
         store: CheckpointStore,
     ) -> None:
-        self.model, self.data, self.schedule, self.config = model, data, schedule, config
+        self.model, self.task, self.schedule, self.config = model, task, schedule, config
         self.world, self.autocast, self.store = world, autocast, store
-        o, r, d = config.optimiser_options, config.run_options, config.data_options
+        o = config.optimiser_options
         self.budget = Budget.parse(o.budget)
+        self.sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+        self.depth = DepthRun(model, config.depth_options, world)
         self.optimiser = Optimiser(model, o)
         self.average = MovingAverage(model, o.ema) if o.ema else None
-        self.augment = Augment(flip=d.flip, crop_padding=d.crop_padding, rand_augment=d.rand_augment)
-        self.batches = Batches(
-            data.train, batch_size=o.batch_size, seed=r.seed, rank=world.rank, world_size=world.size, drop_last=True
-        )
+        self.batches = task.batches(world)
         self.step = 0
         self.spent = Cost()
         self.seconds = 0.0
@@ -108,16 +102,19 @@ class Trainer:
 
     # ---- state ---------------------------------------------------------------------------------------------
 
-    def _evaluated(self) -> ImageClassifier:
+    def _evaluated(self) -> TrunkModel:
         return self.average.model if self.average else self.model
 
     def save(self, log: MetricsLog | SilentLog) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint; it is the same whatever number of processes shares the work."""
+        tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimiser/{k}": v for k, v in self.optimiser.state_tensors().items()}
+        if self.average:
+            tensors |= {f"average/{k}": v for k, v in self.average.model.state_dict().items()}
+        depth = self.depth.state_dict()
+        if self.world.rank == 0:
+            tensors = self._gathered(tensors)
         if self.world.is_main:
-            tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-            tensors |= {f"optimiser/{k}": v for k, v in self.optimiser.state_tensors().items()}
-            if self.average:
-                tensors |= {f"average/{k}": v for k, v in self.average.model.state_dict().items()}
             state = {
                 "step": self.step,
                 "layer_evals": self.spent.layer_evals,
@@ -126,16 +123,27 @@ class Trainer:
                 "next_validation": self.next_validation,
                 "average_updates": self.average.updates if self.average else 0,
                 "schedule": self.schedule.state_dict(),
+                "depth": depth,
                 "metrics_position": log.position(),
             }
             self.store.save(self.step, tensors, state)
         self.world.barrier()
 
+    def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return gather_tensors(tensors, self.world.row, mine=self.depth.belongs_here, device=self.world.device)
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """The weights to evaluate and keep, of all processes together, on the main one; elsewhere nothing."""
+        return self._gathered(self._evaluated().state_dict()) if self.world.rank == 0 else {}
+
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continues from a checkpoint."""
 
+        here = self.model.state_dict().keys()  # a process that shares the stack has some of the layers
+
         def under(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            named = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            return {key: value for key, value in named.items() if key.rsplit(":", 1)[0] in here}
 
         self.model.load_state_dict(under("model/"))
         self.optimiser.load_state_tensors(under("optimiser/"))
@@ -143,6 +151,7 @@ class Trainer:
             self.average.model.load_state_dict(under("average/"))
             self.average.updates = state["average_updates"]
         self.schedule.load_state_dict(state["schedule"])
+        self.depth.load_state_dict(state.get("depth", {}))
         self.step, self.seconds = state["step"], state["seconds"]
         self.spent = Cost(state["layer_evals"], state["flops"])
         self.next_validation = state["next_validation"]
@@ -189,7 +198,8 @@ class Trainer:
                 next_event = int(self.progress * _TRAIN_EVENTS) + 1
                 elapsed = time.monotonic() - reported
                 count = samples / self.config.optimiser_options.batch_size
-                self._log_training(log, losses / count, correct / samples, norm, samples / max(elapsed, 1e-9))
+                accuracy = correct / (samples * self.task.predictions)
+                self._log_training(log, losses / count, accuracy, norm, samples / max(elapsed, 1e-9))
                 view.update(progress=min(self.progress, 1.0), loss=losses / count, rate=samples / max(elapsed, 1e-9))
                 reported, samples, losses, correct = time.monotonic(), 0, 0.0, 0.0
             validated = self._validate_if_due(log, view)
@@ -204,10 +214,10 @@ class Trainer:
         log.write("end", step=self.step, **self._spent_fields(), reason="budget")
 
     def _asked_to_stop(self, stop: StopRequest) -> bool:
-        if self.world.size == 1:
+        if self.world.processes == 1:
             return stop.signal is not None
         flag = torch.tensor(float(stop.signal is not None), device=self.world.device)
-        return self.world.sum(flag).item() > 0
+        return self.world.sum_all(flag).item() > 0
 
     def _advance(self, log: MetricsLog | SilentLog, view: ProgressView, validation_loss: float | None = None) -> None:
         reason = self.schedule.advance(self.progress, validation_loss)
@@ -234,30 +244,32 @@ class Trainer:
             torch.compiler.reset()  # a graph traced before the change would keep the old gradient paths
             torch._dynamo.config.recompile_limit = max(8, 2 * self.model.prefixes + 2)
             step = torch.compile(step, dynamic=False)
-        if self.world.size > 1:
+        if self.world.size > 1 and not self.depth.shared:
             unused = len({o.prefix for p in (0, 1) for o in self.schedule.objectives(p)}) > 1
             step = DistributedDataParallel(step, find_unused_parameters=unused)
         self._step_module = step
         return step
 
     def _batch(self, log: MetricsLog | SilentLog) -> tuple[float, float, float]:
-        o, r = self.config.optimiser_options, self.config.run_options
+        o = self.config.optimiser_options
         pass_index, batch_index = divmod(self.step, len(self.batches))
-        images_BCHW, labels_B = self.batches.get(pass_index, batch_index)
-        first = self.world.rank * len(
-            labels_B
-        )  # draws are made for the global batch, so they do not depend on its split
-        images_BCHW = self.augment(images_BCHW, seed=_draw_seed(r.seed, self.step), first=first, total=o.batch_size)
+        inputs, targets = self.batches.get(pass_index, batch_index)
+        first = self.world.rank * len(targets)  # draws are made for the whole batch, however it is split
+        inputs = self.task.prepare(inputs, step=self.step, first=first)
         step = self._prepared_step()
         self.model.train()
         loss = hits = norm = torch.zeros(())
         trainable = self.schedule.trainable()
         for index, objective in enumerate(self.schedule.objectives(pass_index)):
             self.optimiser.set_rates(self.schedule.rates(self.progress))
-            loss, hits = self._backward(step, images_BCHW, labels_B, objective, update=index)
-            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            backward = partial(self._backward, step, inputs, targets, objective, update=index)
+            loss, hits = self.depth.step(self.step, backward, partial(log.write, "probe"))
             limit = o.clip if objective.clip and o.clip else math.inf
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+            if self.depth.shared:
+                norm = clip_gradients(self.model, limit, self.world, owned=self.depth.owned)
+            else:
+                parameters = [p for p in self.model.parameters() if p.grad is not None]
+                norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
             totals = self.world.sum(torch.stack([loss / self.world.size, hits.to(loss.dtype)]))
             loss, hits = totals[0], totals[1]
             if not math.isfinite(loss.item() + norm.item()):
@@ -270,21 +282,23 @@ class Trainer:
         return loss.item(), hits.item(), norm.item()
 
     def _backward(
-        self, step: Any, images_BCHW: Tensor, labels_B: Tensor, objective: Objective, *, update: int
+        self, step: Any, inputs: Tensor, targets: Tensor, objective: Objective, *, update: int
     ) -> tuple[Tensor, Tensor]:
         self.optimiser.zero_grad()
         parts = self.config.optimiser_options.accumulate
         loss = hits = torch.zeros((), device=self.world.device)
-        chunks = list(zip(images_BCHW.chunk(parts), labels_B.chunk(parts), strict=True))
-        for index, (images, labels) in enumerate(chunks):
-            if self.world.size > 1:
+        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        for index, (part_inputs, part_targets) in enumerate(chunks):
+            if isinstance(step, DistributedDataParallel):
                 step.require_backward_grad_sync = index == len(chunks) - 1
             draw = (self.step * self.model.prefixes + update) * parts + index  # each forward pass has masks of its own
             set_dropout_key(self.model, seed=self.config.run_options.seed, step=draw, rank=self.world.rank)
-            part_loss, part_hits = step(images, labels, objective)
-            share = len(labels) / len(labels_B)
+            part_loss, part_hits = step(part_inputs, part_targets, objective)
+            share = len(part_targets) / len(targets)
             (part_loss * share).backward()
             loss, hits = loss + part_loss.detach() * share, hits + part_hits
+        if self.depth.shared:
+            reduce_gradients(self.model, self.world, owned=self.depth.owned)
         return loss, hits
 
     def _refuse_non_finite(self, log: MetricsLog | SilentLog, loss: float, norm: float, batch_index: int) -> None:
@@ -315,6 +329,7 @@ class Trainer:
             samples_per_second=rate,
             active=self.schedule.active,
             gradient_norm=norm,
+            **self.depth.solve_fields(),
         )
 
     def _validate_if_due(self, log: MetricsLog | SilentLog, view: ProgressView) -> bool:
@@ -322,7 +337,11 @@ class Trainer:
         if self.progress * count < self.next_validation and self.progress < 1.0:
             return False
         self.next_validation = int(self.progress * count) + 1
-        result = evaluate(self._evaluated(), self.data.validation, world=self.world, autocast=self.autocast)
+        with self.depth.serial(self._evaluated()):
+            result = evaluate(self._evaluated(), self.task, "validation", world=self.world, autocast=self.autocast)
+        if self.config.depth_options.lipschitz:
+            inputs, _ = self.task.ordered("validation", 0, _LIPSCHITZ_SAMPLES)
+            log.write("lipschitz", step=self.step, **self._spent_fields(), estimates=self.depth.lipschitz(inputs))
         active = self.schedule.active
         log.write(
             "validation",
@@ -333,6 +352,7 @@ class Trainer:
             loss=result.loss,
             accuracy=result.accuracy,
             contribution=result.contribution,
+            **self.task.measures(result.loss),
             ema=self.average is not None,
         )
         view.validation(progress=min(self.progress, 1.0), active=active, accuracy=result.accuracy, loss=result.loss)

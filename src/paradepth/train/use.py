@@ -10,9 +10,10 @@ import torch
 
 from paradepth.data.images import read_image
 from paradepth.distributed import join_world
-from paradepth.models import ImageClassifier, from_pretrained
+from paradepth.models import ImageClassifier, TrunkModel, from_pretrained
 from paradepth.train.evaluate import evaluate
-from paradepth.train.run import load_data, read_run_config
+from paradepth.train.run import read_run_config
+from paradepth.train.tasks import load_data
 
 
 def evaluate_run(
@@ -23,7 +24,7 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Loss and accuracy of a finished run on a split of its data.
+    """Loss and accuracy of a finished run on a split of its data, and what else its task measures.
 
     Args:
         run_dir: the run.
@@ -36,14 +37,14 @@ def evaluate_run(
         ValueError: not a finished run, more branches than it has, or no data.
     """
     config = read_run_config(run_dir)
-    model: ImageClassifier = from_pretrained(run_dir)
+    model: TrunkModel = from_pretrained(run_dir)
     if branches is not None:
         model = model.truncate(branches)
     if data_dir is not None:
         config = config.replace(data_dir=data_dir)
     with join_world(device) as world:
-        data = load_data(config).to(world.device)
-        result = evaluate(model.to(world.device), data.test if split == "test" else data.validation, world=world)
+        task = load_data(config).to(world.device)
+        result = evaluate(model.to(world.device), task, split, world=world)
     return {
         "run": str(run_dir),
         "split": split,
@@ -51,17 +52,18 @@ def evaluate_run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": result.accuracy,
         "loss": result.loss,
+        **task.measures(result.loss),
     }
 
 
 @torch.no_grad()
 def predict_images(
-    model: ImageClassifier, images: Sequence[str | Path], *, branches: int | None = None, top: int = 1
+    model: TrunkModel, images: Sequence[str | Path], *, branches: int | None = None, top: int = 1
 ) -> list[dict[str, Any]]:
     """Classifies image files.
 
     Args:
-        model: in evaluation mode.
+        model: an image classifier in evaluation mode.
         images: paths; each is converted to the model's channels and size.
         branches: use the first branches only.
         top: number of classes named for each image.
@@ -70,8 +72,14 @@ def predict_images(
         For each image its path and `top` classes with their confidence, the likeliest first.
 
     Raises:
-        ValueError: no images, a file that is missing or no image, or `branches` or `top` out of range.
+        ValueError: another kind of model, no images, a file that is missing or no image, or `branches` or `top` out of
+            range.
     """
+    if not isinstance(model, ImageClassifier):
+        raise ValueError(
+            f"predict classifies images, and this is a model of type {model.model_type!r}; it cannot be asked for text "
+            "yet, but `paradepth evaluate` measures it"
+        )
     if not images:
         raise ValueError("predict needs at least one image file")
     c = model.config

@@ -1,0 +1,66 @@
+"""Tokens of a text to states.
+
+Shapes: B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paradepth.nn.dropout import Dropout
+
+
+class TokenStem(nn.Module):
+    """Embeds each token and adds a learned embedding of its position, as GPT-2 does.
+
+    Args:
+        vocab_size: number of different tokens.
+        context: the longest text, in tokens.
+        width: D.
+        dropout: dropout probability of the embedding.
+
+    Raises:
+        ValueError: an empty vocabulary or a context below 1.
+
+    >>> TokenStem(256, 64, 32)(torch.randint(256, (2, 10))).shape
+    torch.Size([2, 10, 32])
+    """
+
+    def __init__(self, vocab_size: int, context: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("context", context)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.tokens = context
+        self.embed = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.zeros(context, width))
+        self.dropout = Dropout(dropout)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Embeds whole numbers from 0 to vocab_size − 1; returns (B, T, D).
+
+        Raises:
+            ValueError: not (batch, tokens), no token or more than the context, another dtype than int64 or int32, or
+                (on the CPU, where looking does not make the device wait) a number outside the vocabulary.
+        """
+        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to {self.tokens} "
+                "tokens, its context"
+            )
+        if tokens_BT.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"tokens are {tokens_BT.dtype}; this model takes torch.int64 or torch.int32")
+        if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling() and tokens_BT.numel():
+            low, high = (int(value) for value in tokens_BT.aminmax())
+            if low < 0 or high >= self.embed.num_embeddings:
+                raise ValueError(
+                    f"tokens run from {low} to {high}; this model's vocabulary is 0 to {self.embed.num_embeddings - 1}"
+                )
+        return self.dropout(self.embed(tokens_BT) + self.positions[: tokens_BT.shape[1]])
+
+    def flops(self) -> int:
+        """Floating-point operations of embedding one text: looking up multiplies nothing."""
+        return 0

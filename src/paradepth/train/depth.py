@@ -1,0 +1,239 @@
+"""The depth of a training run: which executor evaluates the stack, on which processes, and the controller's probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paradepth.depth import (
+    MGRIT,
+    Controller,
+    DepthExecutor,
+    IterativeExecutor,
+    Picard,
+    Report,
+    Serial,
+    SolveReport,
+    Stack,
+    lipschitz,
+)
+from paradepth.distributed import World, process_count, shard_depth
+from paradepth.train.config import DepthOptions
+
+T = TypeVar("T")
+_POWER_ITERATIONS = 8
+
+_SHARED = ("forward_iterations", "backward_iterations", "tolerance", "initial", "recompute")
+_OWN = {
+    "serial": ("checkpoint_layers",),
+    "mgrit": ("levels", "coarsening", "relaxation", "coarse", "cycle", *_SHARED),
+    "picard": ("chunk", *_SHARED),
+}
+_CONTROL = {
+    "probe_every": "every",
+    "rho_threshold": "threshold",
+    "rho_return": "return_below",
+    "probe_patience": "patience",
+    "max_iterations": "max_iterations",
+}
+
+
+def build_executor(options: DepthOptions) -> DepthExecutor:
+    """The executor that the options ask for.
+
+    Raises:
+        ValueError: an unknown executor, options that it does not take, or values out of range.
+
+    >>> build_executor(DepthOptions(executor="mgrit", coarse="half")).coarse
+    (BranchSum(sums=2),)
+    """
+    if options.executor not in _OWN:
+        raise ValueError(f"executor is {options.executor!r}; it must be one of {', '.join(_OWN)}")
+    given = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) != f.default}
+    controls = {name for name in given if name in _CONTROL or name == "exact_probe"}
+    if options.executor == "serial" and options.control:
+        raise ValueError("control watches an iterative executor; with executor 'serial' there is nothing to watch")
+    if controls and not options.control:
+        raise ValueError(f"{', '.join(sorted(controls))}: only with control")
+    known = {*_OWN[options.executor], *_CONTROL, "executor", "control", "exact_probe", "depth_processes", "lipschitz"}
+    foreign = sorted(set(given) - known)
+    if foreign:
+        raise ValueError(f"executor {options.executor!r} does not take {', '.join(foreign)}")
+    own = {name: given[name] for name in _OWN[options.executor] if name in given}
+    if options.executor == "serial":
+        return Serial(checkpoint=options.checkpoint_layers)
+    return MGRIT(**own) if options.executor == "mgrit" else Picard(**own)
+
+
+def depth_processes(options: DepthOptions) -> int:
+    """Processes that share the layers: as asked for, else all of them for an iterative executor and one for serial."""
+    if options.depth_processes is not None:
+        return options.depth_processes
+    return process_count() if options.executor != "serial" else 1
+
+
+class DepthRun:
+    """Sets a model's stack up for a run and wraps its training steps.
+
+    Args:
+        model: a model on this process's device, equal on all; its stack is shared between the processes of a row.
+        options: executor and controller.
+        world: the processes.
+
+    Attributes:
+        owned: parameters that this process alone has within its row.
+
+    Raises:
+        ValueError: options for a stack and a model of branches, or a stack that cannot be cut as asked.
+    """
+
+    def __init__(self, model: nn.Module, options: DepthOptions, world: World) -> None:
+        self.model, self.options, self.world = model, options, world
+        self.executor = build_executor(options)
+        self.owned: list[Tensor] = []
+        self.controller: Controller | None = None
+        trunk = model.trunk
+        self.stack = trunk if isinstance(trunk, Stack) else None
+        if self.stack is None:
+            if options != DepthOptions():
+                raise ValueError(
+                    f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model "
+                    "has branches"
+                )
+            return
+        if isinstance(self.executor, IterativeExecutor):
+            self.executor.check(self.stack)
+        self.stack.executor = self.executor
+        shard_depth(self.stack, world.row)
+        if world.row.size > 1:
+            self.owned = list(self.stack.parameters())
+        if options.control:
+            assert isinstance(self.executor, IterativeExecutor)
+            given = {name: getattr(options, name) for name in _CONTROL if getattr(options, name) is not None}
+            self.controller = Controller(self.executor, **{_CONTROL[name]: value for name, value in given.items()})
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share the layers."""
+        return self.world.row.size > 1
+
+    def belongs_here(self, name: str) -> bool:
+        """Whether the tensor called `name` in a checkpoint is of a layer that this process owns."""
+        return "trunk.layers." in name
+
+    @contextmanager
+    def serial(self, model: Any = None) -> Iterator[None]:
+        """Evaluates the stack of `model` (default: the one that learns) serially within the context: validation
+        measures the network, not its solver."""
+        stack = self.stack if model is None or self.stack is None else model.trunk
+        if stack is None:
+            yield
+            return
+        before, stack.executor = stack.executor, Serial()
+        try:
+            yield
+        finally:
+            stack.executor = before
+
+    def lipschitz(self, inputs: Tensor) -> list[float]:
+        """Estimates of the layers' Lipschitz constants on these inputs of the model."""
+        assert self.stack is not None
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            x = self.model.stem(inputs)
+        values = lipschitz(self.stack, x, iterations=_POWER_ITERATIONS)
+        self.model.train(was_training)
+        return values
+
+    # ---- training steps ----------------------------------------------------------------------------------------
+
+    def step(self, batch: int, gradients: Callable[[], T], note: Callable[..., None]) -> T:
+        """Forms the gradients of a batch, with a probe when one is due.
+
+        Args:
+            batch: number of the batch in the run, from 0.
+            gradients: forms the gradients, from none, of the whole batch; may be called several times.
+            note: receives the event of a probe.
+        """
+        controller = self.controller
+        if controller is None or not controller.due(batch):
+            return gradients()
+        assert isinstance(self.executor, IterativeExecutor)
+        controller.apply_probe()
+        result = gradients()
+        report = self._agreed(self.executor.report)
+        was_serial = bool(controller.serial)
+        decisions = controller.observe(report)
+        event: dict[str, Any] = {
+            d.direction: {k: v for k, v in asdict(d).items() if k != "direction"} for d in decisions
+        }
+        controller.apply()
+        if self.options.exact_probe:
+            result = gradients()
+            event |= self._compare_with_serial(gradients)
+        elif was_serial or controller.serial:
+            result = gradients()  # the probe's own gradient is not trusted
+        note(step=batch, **event)
+        return result
+
+    def _agreed(self, report: Report) -> Report:
+        """The report with residuals averaged over the data dimension, so that all processes decide alike."""
+        agreed = Report()
+        for name in ("forward", "backward"):
+            solved: SolveReport = getattr(report, name)
+            ends = solved.residuals[-2:]
+            if self.world.size > 1 and len(ends) == 2:
+                values = torch.tensor(ends, dtype=torch.float64, device=self.world.device)
+                ends = (self.world.sum(values) / self.world.size).tolist()
+            setattr(agreed, name, SolveReport(solved.iterations, ends, solved.evaluations))
+        return agreed
+
+    def _compare_with_serial(self, gradients: Callable[[], Any]) -> dict[str, float]:
+        """Cosine and relative norm of the present gradients to the serial ones, which are formed and dropped."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        mine = [None if p.grad is None else p.grad.detach().clone() for p in parameters]
+        with self.serial():
+            gradients()
+        own = {id(p) for p in self.owned}
+        sums = torch.zeros(2, 3, dtype=torch.float64, device=self.world.device)
+        for parameter, a in zip(parameters, mine, strict=True):
+            b = parameter.grad
+            if a is not None and b is not None:
+                products = [(a.double() * b.double()).sum(), a.double().square().sum(), b.double().square().sum()]
+                sums[0 if id(parameter) in own else 1] += torch.stack(products)
+            parameter.grad = a
+        dot, square, exact = (self.world.row.sum(sums[0]) + sums[1]).tolist()
+        scale = (square * exact) ** 0.5
+        return {"cosine": dot / scale if scale else 1.0, "relative_norm": (square / exact) ** 0.5 if exact else 1.0}
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def solve_fields(self) -> dict[str, Any]:
+        """What a training event tells of the last solve."""
+        if not isinstance(self.executor, IterativeExecutor) or self.stack is None:
+            return {}
+        report = self.executor.report
+        return {
+            "forward_iterations": report.forward.iterations,
+            "backward_iterations": report.backward.iterations,
+            "evaluations": [report.forward.evaluations, report.backward.evaluations],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint. First guesses from earlier batches are forgotten, so that a resumed run and an
+        uninterrupted one start alike."""
+        if isinstance(self.executor, IterativeExecutor):
+            self.executor.forget()
+        return {} if self.controller is None else self.controller.state_dict()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        if self.controller is not None:
+            self.controller.load_state_dict(saved)
+            self.controller.apply()

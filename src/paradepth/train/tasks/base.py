@@ -1,0 +1,166 @@
+"""What a task is to the training loop.
+
+Shapes: B batch, … the shape of one sample's inputs or of its targets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from paradepth.distributed import World
+from paradepth.models import TrunkModel, list_models, model_class, model_config
+from paradepth.train.config import Config
+from paradepth.train.evaluate import evaluate
+
+
+class TrainingBatches(Protocol):
+    """Batches that are a pure function of pass and index, such as `Batches` and `TextBatches`."""
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        ...
+
+    def get(self, pass_index: int, batch_index: int) -> tuple[Tensor, Tensor]:
+        """This rank's slice of a batch: inputs (B, …) and int64 targets (B, …)."""
+        ...
+
+
+class Task(ABC):
+    """A kind of work with its data. The loop knows nothing more of it.
+
+    Every task's model maps inputs to logits over classes or over a vocabulary; the loss is their cross-entropy, the
+    accuracy the share of targets that are the likeliest class. What differs is here:
+
+        config ─ check, load ─► data ─ data_shape ─► shape ─ new_model ─► model
+                                 ├─ batches, prepare ─► training
+                                 └─ ordered, measures, details ─► evaluation
+
+    Args:
+        config: all options of the run.
+        data: with `name` and `to(device)`.
+
+    Attributes:
+        shape: configuration of the model that the data and the options ask for.
+        unit: what one sample is, in the plural.
+        predictions: targets of one sample.
+        evaluation_batch: samples that are evaluated at a time.
+
+    Raises:
+        ValueError: model options that do not fit the data.
+    """
+
+    model_class: ClassVar[type[TrunkModel]]
+    data_names: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str]  # of data, for messages: "images", "text"
+    foreign_options: ClassVar[tuple[str, ...]] = ()  # options of the data group that mean nothing to this task
+
+    unit: str
+    predictions: int = 1
+    evaluation_batch: int
+
+    def __init__(self, config: Config, data: Any) -> None:
+        self.config = config
+        self.data = data
+        m = config.model_options
+        chosen = {f.name: getattr(m, f.name) for f in fields(m) if f.name != "model" and getattr(m, f.name) is not None}
+        self.shape = model_config(m.model, **self.data_shape(), **chosen)
+
+    # ---- before work starts --------------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuses a model for another kind of data, and options that mean nothing to this task.
+
+        Raises:
+            ValueError: naming the option, its value and what is allowed.
+        """
+        m, d = config.model_options, config.data_options
+        if model_class(m.model) is not cls.model_class:
+            fitting = [name for name in list_models() if model_class(name) is cls.model_class]
+            raise ValueError(
+                f"model is {m.model!r}, which is not for {cls.kind}, and data {d.data!r} is {cls.kind}; "
+                f"take one of {', '.join(fitting)}"
+            )
+        known = {f.name for f in fields(cls.model_class.config_class)} | {"model"}
+        foreign = [(m, f) for f in fields(m) if f.name not in known]
+        foreign += [(d, f) for f in fields(d) if f.name in cls.foreign_options]
+        for group, option in foreign:
+            value = getattr(group, option.name)
+            if value != option.default:
+                raise ValueError(
+                    f"{option.name} is {value!r}; it means nothing to data {d.data!r}, which is {cls.kind}"
+                )
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: Config) -> Self:
+        """The task with its data, on the CPU.
+
+        Raises:
+            ValueError: no or damaged data, or options out of range.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same task with its data on another device."""
+        return type(self)(self.config, self.data.to(device))
+
+    # ---- the model -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def data_shape(self) -> dict[str, Any]:
+        """The fields of the model's configuration that the data determine."""
+
+    def new_model(self) -> Any:
+        """A model of `shape` with fresh weights, drawn from torch's global generator."""
+        return self.model_class(self.shape)
+
+    def normalise(self, model: Any) -> None:
+        """Gives a fresh model the statistics of the data that it carries with it."""
+        return
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def count(self, split: str) -> int:
+        """Samples of "train", "validation" or "test"."""
+
+    @abstractmethod
+    def batches(self, world: World) -> TrainingBatches:
+        """The training batches of this process."""
+
+    @abstractmethod
+    def prepare(self, inputs: Tensor, *, step: int, first: int) -> Tensor:
+        """Inputs of a training batch as the model takes them, augmented.
+
+        Args:
+            inputs: from `batches`.
+            step: of the run; with the seed it determines every draw.
+            first: place of the first of these samples within the batch of all processes.
+        """
+
+    # ---- evaluation ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Samples start, start + 1, … stop − 1 of a split, those that exist: the model's inputs (B, …) and targets."""
+
+    def measures(self, loss: list[float]) -> dict[str, list[float]]:
+        """What else is told of losses by prefix: names and values by prefix."""
+        return {}
+
+    def details(self, model: Any, split: str) -> dict[str, Any]:
+        """What `evaluation.json` holds: means by prefix, and whatever shows what the model does. On one process."""
+        result = evaluate(model, self, split, world=World(0, 1, next(model.parameters()).device))
+        return {
+            "split": split,
+            "samples": self.count(split),
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "contribution": result.contribution,
+            **self.measures(result.loss),
+        }
