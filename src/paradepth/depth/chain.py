@@ -28,10 +28,12 @@ class Chain(ABC):
     Attributes:
         count: number of steps.
         evaluations: layer evaluations so far.
+        looks_at_every_step: whether `final_increment` does something.
     """
 
     count: int
     evaluations: int = 0
+    looks_at_every_step: bool = False
 
     @abstractmethod
     def increment(self, j: int, u: State) -> Increment:
@@ -133,6 +135,7 @@ class ForwardChain(Chain):
 
     def __init__(self, layers: Layers, first: int, count: int) -> None:
         self.layers, self.first, self.count = layers, first, count
+        self.looks_at_every_step = layers.keep
 
     def increment(self, j: int, u: State) -> Increment:
         self.evaluations += 1
@@ -151,6 +154,8 @@ class AdjointChain(Chain):
 
     The last relaxation also forms the gradients of parameters and side inputs, once a layer.
     """
+
+    looks_at_every_step = True
 
     def __init__(
         self,

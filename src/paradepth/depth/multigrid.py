@@ -289,7 +289,7 @@ class Multigrid:
             The states at the owned points; the end of the chain among them on the process that owns it.
         """
         level = self.levels[0]
-        complete = True
+        complete = measure or self.chain.looks_at_every_step
         for start, end in reversed(list(pairwise(level.bounds))):
             u = level.states[start]
             for j in range(start, end):
@@ -297,8 +297,7 @@ class Multigrid:
                 at_end = j + 1 == end
                 if increment is not None:
                     after = add(u, increment)
-                elif at_end and not measure and end != self.bounds[0][-1]:
-                    complete = False
+                elif at_end and not complete and end != self.bounds[0][-1]:
                     break
                 else:
                     after = self._stepped(0, j, u)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from paradepth.report import figure as fig
 from paradepth.report.figure import Plot
@@ -50,6 +51,13 @@ def _probed(run: Run, name: str) -> list[tuple[float, Mapping[str, Any]]]:
     return [(number(p, "step"), p[name]) for p in run.probes if isinstance(p.get(name), Mapping)]
 
 
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers: the page does not set formulas."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _rho(run: Run) -> Plot | None:
     lines = {name: [(x, found.get("rho")) for x, found in _probed(run, name)] for name in DIRECTIONS}
     lines = {name: [(x, max(y, _SMALLEST)) for x, y in line if y is not None] for name, line in lines.items()}
@@ -61,7 +69,7 @@ def _rho(run: Run) -> Plot | None:
         axes.plot(xs, ys, color=_color(name), marker="o", markersize=3.5, linewidth=1.4)
     threshold = run.training.get("rho_threshold") or 1.0
     axes.axhline(threshold, color=fig.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend = [fig.key(name, _color(name)) for name, line in lines.items() if line]
@@ -92,7 +100,7 @@ def _iterations(run: Run) -> Plot | None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend = [fig.key(name, _color(name)) for name in DIRECTIONS]
     svg = fig.to_svg(figure, "depth-iterations", "Iterations of the forward and backward solve over the steps")
-    return Plot("Iterations and mode", svg, "Probes, which take twice as many, are left out unless logged.", legend)
+    return Plot("Iterations and mode", svg, "Of ordinary batches; a probe takes twice as many.", legend)
 
 
 def _gradient(run: Run) -> Plot | None:
@@ -102,16 +110,18 @@ def _gradient(run: Run) -> Plot | None:
     if not points:
         return None
     figure, axes = fig.panel()
-    xs = [x for x, _, _ in points]
-    axes.plot(xs, [y for _, y, _ in points], color=fig.series(0), marker="o", markersize=3.5)
-    norms = [(x, y) for x, _, y in points if y is not None]
-    axes.plot([x for x, _ in norms], [y for _, y in norms], color=fig.series(1), marker="o", markersize=3.5)
-    axes.axhline(1.0, color=fig.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    angles = [(x, 1.0 - y) for x, y, _ in points]
+    norms = [(x, abs(y - 1.0)) for x, _, y in points if y is not None]
+    for index, line in enumerate((angles, norms)):
+        xs, ys = [x for x, _ in line], [max(y, _SMALLEST) for _, y in line]
+        axes.plot(xs, ys, color=fig.series(index), marker="o", markersize=3.5, linewidth=1.4)
+    _logarithmic(axes)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend = [fig.key("cosine", fig.series(0)), fig.key("norm, relative", fig.series(1))]
-    svg = fig.to_svg(figure, "depth-gradient", "Cosine and relative norm of the parallel gradient to the serial one")
-    return Plot("Gradient against the serial one", svg, "Both are 1 for an exact gradient.", legend)
+    legend = [fig.key("1 − cosine", fig.series(0)), fig.key("|relative norm − 1|", fig.series(1))]
+    svg = fig.to_svg(figure, "depth-gradient", "Distance of the parallel gradient from the serial one over the steps")
+    note = f"Both are 0 for an exact gradient; what is below {_SMALLEST:g} is drawn there."
+    return Plot("Gradient against the serial one", svg, note, legend)
 
 
 def _lipschitz(run: Run) -> Plot | None:
@@ -123,7 +133,7 @@ def _lipschitz(run: Run) -> Plot | None:
     for index, event in enumerate(chosen):
         values = [math.nan if v is None else max(float(v), _SMALLEST) for v in event["estimates"][:MAX_POINTS]]
         axes.plot(range(1, len(values) + 1), values, color=fig.ramp(index, len(chosen)), linewidth=1.6)
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     legend = [

@@ -20,6 +20,7 @@ from paradepth.depth import (
     Serial,
     SolveReport,
     Stack,
+    cut_into_parts,
     lipschitz,
 )
 from paradepth.distributed import World, process_count, shard_depth
@@ -77,6 +78,43 @@ def depth_processes(options: DepthOptions) -> int:
     return process_count() if options.executor != "serial" else 1
 
 
+def check_depth(model: Any, options: DepthOptions, processes: int) -> None:
+    """Refuses, before any work starts, what `DepthRun` could not set up.
+
+    Args:
+        model: the whole model.
+        options: executor and controller.
+        processes: in a row that shares the layers.
+
+    Raises:
+        ValueError: options of a stack for a model with branches, a stack that the executor cannot solve or that
+            cannot be cut into so many parts, or a controller that makes no sense.
+    """
+    executor, stack = build_executor(options), model.trunk
+    if not isinstance(stack, Stack):
+        if options != DepthOptions():
+            raise ValueError(
+                f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model has "
+                "branches"
+            )
+        return
+    if isinstance(executor, IterativeExecutor):
+        executor.check(stack)
+        if options.control:
+            build_controller(executor, options)
+    cut_into_parts(stack.depth, buffers=stack.buffer_layers, unit=executor.unit, ranks=processes)
+
+
+def build_controller(executor: IterativeExecutor, options: DepthOptions) -> Controller:
+    """The controller that the options ask for.
+
+    Raises:
+        ValueError: values that make no sense.
+    """
+    given = {name: getattr(options, name) for name in _CONTROL if getattr(options, name) is not None}
+    return Controller(executor, **{_CONTROL[name]: value for name, value in given.items()})
+
+
 class DepthRun:
     """Sets a model's stack up for a run and wraps its training steps.
 
@@ -89,7 +127,7 @@ class DepthRun:
         owned: parameters that this process alone has within its row.
 
     Raises:
-        ValueError: options for a stack and a model of branches, or a stack that cannot be cut as asked.
+        ValueError: what `check_depth` refuses.
     """
 
     def __init__(self, model: nn.Module, options: DepthOptions, world: World) -> None:
@@ -99,23 +137,16 @@ class DepthRun:
         self.controller: Controller | None = None
         trunk = model.trunk
         self.stack = trunk if isinstance(trunk, Stack) else None
+        check_depth(model, options, world.row.size)
         if self.stack is None:
-            if options != DepthOptions():
-                raise ValueError(
-                    f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model "
-                    "has branches"
-                )
             return
-        if isinstance(self.executor, IterativeExecutor):
-            self.executor.check(self.stack)
         self.stack.executor = self.executor
         shard_depth(self.stack, world.row)
         if world.row.size > 1:
             self.owned = list(self.stack.parameters())
         if options.control:
             assert isinstance(self.executor, IterativeExecutor)
-            given = {name: getattr(options, name) for name in _CONTROL if getattr(options, name) is not None}
-            self.controller = Controller(self.executor, **{_CONTROL[name]: value for name, value in given.items()})
+            self.controller = build_controller(self.executor, options)
 
     @property
     def shared(self) -> bool:

@@ -23,7 +23,7 @@ from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
-from paradepth.train.depth import build_executor, depth_processes
+from paradepth.train.depth import check_depth, depth_processes
 from paradepth.train.environment import command_line, environment
 from paradepth.train.metrics import MetricsLog, SilentLog
 from paradepth.train.precision import autocast_dtype
@@ -62,7 +62,6 @@ def start_run(
     """
     folder = Path(run_dir)
     check_options(config)
-    build_executor(config.depth_options)
     with _joined(config) as world:
         _check_folder(folder, overwrite=overwrite)
         world.barrier()
@@ -151,6 +150,7 @@ def _prepare(config: Config, world: World) -> _Parts:
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
         schedule.prepare(model)
+    check_depth(model, config.depth_options, world.row.size)
     task.normalise(model)
     return model.to(world.device), task.to(world.device), schedule, autocast_dtype(r.precision, world.device)
 
