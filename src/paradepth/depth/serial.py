@@ -48,9 +48,15 @@ class Serial(DepthExecutor):
                 return layer(x, *inputs, step=step) if single else _advance_tuple(layer, x, inputs, step)
 
             if self.checkpoint and torch.is_grad_enabled():
-                x = checkpoint(advance, x, *inputs, use_reentrant=False, preserve_rng_state=False)
+                y = checkpoint(advance, x, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = advance(x, *inputs)
+                y = advance(x, *inputs)
+            if single and y.shape != x.shape:
+                raise ValueError(
+                    f"layer {n} ({type(layer).__name__}) maps a state of shape {tuple(x.shape)} to {tuple(y.shape)}; a "
+                    "stack's layers must keep the shape of the state"
+                )
+            x = y
         return x
 
 
