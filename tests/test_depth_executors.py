@@ -43,7 +43,7 @@ EVERY = pytest.mark.parametrize("executor", every_executor(), ids=lambda e: f"{t
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(("levels", "cycle"), [(2, "V"), (3, "V"), (3, "F")])
 @pytest.mark.parametrize("relaxation", ["F", "FCF"])
-@pytest.mark.parametrize("coarse", COARSE, ids=str)
+@pytest.mark.parametrize("coarse", COARSE, ids=lambda c: c if isinstance(c, str) else type(c).__name__)
 def test_mgrit_is_serial(coarse: Any, relaxation: Any, levels: int, cycle: Any, recompute: bool) -> None:
     options = {"levels": levels, "coarse": coarse, "relaxation": relaxation, "cycle": cycle, "recompute": recompute}
     needed = 6 if relaxation == "F" else 3  # intervals of the 11 layers between the buffers, c = 2

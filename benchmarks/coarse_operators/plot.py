@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from tables import cost, iterated, networks, title
+from tables import GOOD, cost, iterated, networks, title
 
 Row = dict[str, Any]
 STYLE: dict[Any, Any] = {"svg.hashsalt": "paradepth", "svg.fonttype": "none", "font.size": 9, "axes.axisbelow": True}
@@ -23,6 +23,7 @@ COLOURS = {"sample": "#b5472f", "branch": "#1f6fb4", "half": "#2f8f4e"}
 LINES = {"F": "--", "FCF": "-"}
 MARKERS = {2: "o", 4: "s", 8: "^"}
 FLOOR = 1e-10  # errors below are drawn here
+GOOD_ERROR = (2 * (1 - GOOD)) ** 0.5  # of a gradient with that cosine and the exact norm
 
 
 def states(result: Row, *, coarsening: int) -> Figure:
@@ -74,11 +75,15 @@ def gradients(result: Row) -> Figure:
             axis.annotate(
                 "serial", (serial, 0.995), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right"
             )
+            axis.axhline(GOOD_ERROR, color="black", linewidth=0.8, linestyle=":")
+            axis.annotate(
+                f"cosine {GOOD}", (0.995, GOOD_ERROR), xycoords=("axes fraction", "data"), va="bottom", ha="right"
+            )
             axis.set_yscale("log")
             axis.set_xlabel(labels[key])
             axis.set_title(title(h, last), fontsize=9)
             axis.grid(alpha=0.3)
-        pair_of_axes[0].set_ylabel("1 − cosine to the exact gradient")
+        pair_of_axes[0].set_ylabel("relative error of the gradient")
     handles = [Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
     used = sorted({row["coarsening"] for row in rows})
     handles += [Line2D([], [], color="grey", marker=MARKERS[c], linestyle="", label=f"c = {c}") for c in used]
@@ -94,9 +99,9 @@ def _scatter(axis: Axes, rows: list[Row], key: str, serial: int) -> None:
     found: list[tuple[int, float]] = []
     for row in rows:
         for gradient in iterated(row):
-            if gradient["cosine"] is None or cost(gradient, "chain") >= serial:
+            if gradient["error"] is None or cost(gradient, "chain") >= serial:
                 continue
-            x, y = cost(gradient, key), max(1 - gradient["cosine"], FLOOR)
+            x, y = cost(gradient, key), max(gradient["error"], FLOOR)
             found.append((x, y))
             axis.plot(
                 x,

@@ -232,7 +232,7 @@ def main() -> None:
     settings = {**asdict(recipe), "passages": options.passages, "text": options.text.name}
     result = {"environment": about, "settings": settings, "results": rows}
     if options.out:
-        write_json(options.out, result)
+        write_json(options.out, result, indent=None)  # a few thousand numbers
     print(tables(result))
 
 

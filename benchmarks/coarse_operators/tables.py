@@ -108,18 +108,19 @@ def cheapest(rows: list[Row], key: str, *, serial: int) -> str:
     Methods with a longer chain than `serial`, that of serial depth, or as long a one, do not count.
     """
     operators = values(rows, "coarse")
+    other = "evaluations" if key == "chain" else "chain"
     lines = []
     for h, training in networks(rows):
         line = [title(h, training)]
         for name in operators:
             here = [row for row in rows if (row["h"], row["training"], row["coarse"]) == (h, training, name)]
-            good = [(cost(g, key), g, row) for row in here for g in iterated(row) if (g["cosine"] or 0) >= GOOD]
-            good = [found for found in good if cost(found[1], "chain") < serial]
+            good = [(cost(g, key), cost(g, other), g, row) for row in here for g in iterated(row)]
+            good = [f for f in good if (f[2]["cosine"] or 0) >= GOOD and cost(f[2], "chain") < serial]
             if not good:
                 line.append("none")
                 continue
-            least, g, row = min(good, key=lambda item: item[0])
-            line.append(f"{least} (c = {row['coarsening']}, {row['relaxation']}, {pair(g)})")
+            least, most, g, row = min(good, key=lambda found: found[:2])
+            line.append(f"{least} / {most} (c = {row['coarsening']}, {row['relaxation']}, {pair(g)})")
         lines.append(line)
     return markdown(["network", *(f"`{name}`" for name in operators)], lines)
 
@@ -152,8 +153,12 @@ def tables(result: Row) -> str:
         f"Norm of the gradient over the exact one's at {', '.join(pairs)}": grid(rows, norms),
         "One pass with one iteration, the other serial; forward 1, then backward 1: cosine (norm)": grid(rows, biases),
         "Layer evaluations, sequential depth of each pass": costs(rows),
-        f"Least sequential depth of both passes for a cosine of {GOOD}": cheapest(rows, "chain", serial=serial),
-        f"Fewest layer evaluations of both passes for a cosine of {GOOD}": cheapest(rows, "evaluations", serial=serial),
+        f"Least sequential depth / its evaluations, both passes, for a cosine of {GOOD}": cheapest(
+            rows, "chain", serial=serial
+        ),
+        f"Fewest layer evaluations / their sequential depth, both passes, for a cosine of {GOOD}": cheapest(
+            rows, "evaluations", serial=serial
+        ),
     }
     return "\n\n".join(f"### {name}\n\n{table}" for name, table in parts.items())
 

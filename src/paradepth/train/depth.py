@@ -177,7 +177,7 @@ class DepthRun:
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            x = self.model.stem(inputs)
+            x = self.model.stem(inputs)  # pyright: ignore[reportCallIssue]
         values = lipschitz(self.stack, x, iterations=_POWER_ITERATIONS)
         self.model.train(was_training)
         return values
