@@ -40,6 +40,20 @@ EVERY = pytest.mark.parametrize("executor", every_executor(), ids=lambda e: f"{t
 # ---- equal to serial at convergence: values and all gradients ------------------------------------------------------
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_serial_is_the_loop(checkpoint: bool) -> None:
+    stack, x = toys(6, step=0.3, buffers=(1, 2)), tokens()
+    layers: list[Any] = list(stack.layers)
+    expected: Tensor = x
+    for f, h in zip(layers, (1.0, 0.3, 0.3, 0.3, 1.0, 1.0)):
+        expected = expected + h * f.residual(expected)
+    wanted = [x, *stack.parameters()]
+    y = stack(x, executor=Serial(checkpoint=checkpoint))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
+    for a, b in zip(*(torch.autograd.grad(loss_of(v), wanted) for v in (y, expected))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(("levels", "cycle"), [(2, "V"), (3, "V"), (3, "F")])
 @pytest.mark.parametrize("relaxation", ["F", "FCF"])

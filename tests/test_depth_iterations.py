@@ -147,6 +147,15 @@ def test_coarse_operators_are_what_they_say(name: str, groups: list[int] | None)
     assert coarse_operator(operator) is operator
 
 
+def test_a_branch_sum_takes_none_for_zero() -> None:
+    one, two, three = (tokens(2, D, grad=False) for _ in range(3))
+    increments = [(one, None, None), (None, two, None), (three, None, None)]
+    found = coarse_operator("branch").increment([lambda x, i=i: i for i in increments], (one, one, one))
+    assert found[0] is not None
+    assert torch.equal(found[0], one + three)
+    assert found[1:] == (two, None)
+
+
 # ---- first guesses -------------------------------------------------------------------------------------------------
 
 

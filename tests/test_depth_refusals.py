@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from depth_helpers import D, Encode, Residual, Toy, tokens, toys
-from paradepth.depth import MGRIT, BranchSum, DepthExecutor, Part, Picard, Stack, cut_into_parts
+from paradepth.depth import MGRIT, BranchSum, DepthExecutor, Part, Picard, Serial, Stack, cut_into_parts
 
 
 class Narrows(Residual):
@@ -21,6 +21,13 @@ class Narrows(Residual):
 
     def residual(self, x: Tensor, *inputs: Any) -> Tensor:
         return x[..., :1]
+
+
+class Widens(Residual):
+    """A layer whose F would widen the state by broadcasting."""
+
+    def residual(self, x: Tensor, *inputs: Any) -> Tensor:
+        return torch.stack([x, x])
 
 
 class Single(Residual):
@@ -97,6 +104,13 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
             r"layer \d \(Narrows\) maps a state of shapes \[\(2, 3, 4\)\] to \[\(2, 3, 1\)\]; .*must keep the shape",
         )
         for executor in (MGRIT(coarsening=2), Picard(recompute=False))
+    ),
+    *(
+        (
+            lambda executor=executor: Stack([Toy(), Toy(), Widens(), Toy()]).double()(tokens(), executor=executor),
+            r"layer 2 \(Widens\) maps a state of shapes? .*2, 3, 4.* to .*2, 2, 3, 4.*; .*must keep the shape",
+        )
+        for executor in (Serial(), Serial(checkpoint=True), MGRIT(coarsening=2), Picard())
     ),
     *(
         (

@@ -285,6 +285,12 @@ def test_options_that_mean_nothing_are_refused(given: dict[str, Any], said: str)
         build_executor(DepthOptions(**given))
 
 
+def test_compiling_an_iterative_solve_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile does not go with executor 'mgrit'"):
+        start_run(base(text, compile=True, **CONVERGED), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_of_branches_takes_no_depth_executor(tmp_path: Path) -> None:
     config = get_recipe("digits_paraformer").replace(executor="mgrit", budget="2 steps")
     with pytest.raises(ValueError, match="has branches"):

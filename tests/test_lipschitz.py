@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paradepth.depth import ParallelLayers, Part, Stack, lipschitz, parallelize
+from paradepth.depth import ParallelLayers, Stack, lipschitz, parallelize
 from paradepth.nn import EncoderLayer
 
 
@@ -92,6 +92,3 @@ def test_refusals() -> None:
     stack, x = stack_of(), torch.randn(2, 3, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match="iterations is 0; it must be at least 1"):
         lipschitz(stack, x, iterations=0)
-    stack.part = Part((0, 3))
-    with pytest.raises(ValueError, match="shared between processes"):
-        lipschitz(stack, x)

@@ -13,7 +13,7 @@ class SolveReport:
     Attributes:
         iterations: iterations done; None for a serial solve.
         residuals: ‖r‖ / ‖u‖ at the C-points before each iteration and, where it was measured, after the last.
-        evaluations: layer evaluations.
+        evaluations: layer evaluations between the buffers; backward, one is a product with a layer's transpose.
     """
 
     iterations: int | None = None

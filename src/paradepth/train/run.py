@@ -150,6 +150,11 @@ def _prepare(config: Config, world: World) -> _Parts:
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
         schedule.prepare(model)
+    if r.compile and (config.depth_options.executor != "serial" or world.row.size > 1):
+        raise ValueError(
+            f"compile does not go with executor {config.depth_options.executor!r} on {world.row.size} process(es) that "
+            "share the layers: torch.compile cannot trace an iterative solve; leave one of them out"
+        )
     check_depth(model, config.depth_options, world.row.size)
     task.normalise(model)
     return model.to(world.device), task.to(world.device), schedule, autocast_dtype(r.precision, world.device)
