@@ -284,15 +284,6 @@ def test_a_change_in_place_before_backward_is_refused(executor: Any, which: str)
         loss.backward()
 
 
-@EVERY
-def test_a_second_derivative_is_refused(executor: Any) -> None:
-    x = tokens()
-    loss = loss_of(toys(6)(x, executor=executor))
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.square().sum().backward()
-
-
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

@@ -216,6 +216,17 @@ def cosines(depth: int, step: float, *, text: Path | None, train_steps: int) -> 
     return found
 
 
+def cheapest(times: dict[str, float], networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """For each network the setting with the least time among those timed whose cosine is at least 0.99."""
+    best = {}
+    for network, found in networks.items():
+        right = [name for name in times if name in found and found[name][0] >= 0.99]
+        if right:
+            name = min(right, key=times.__getitem__)
+            best[network] = {"setting": name, "cosine": found[name][0], "time": times[name]}
+    return best
+
+
 def report(result: dict[str, Any]) -> str:
     """The results as Markdown tables."""
     networks = list(result["gradients"])
@@ -290,15 +301,6 @@ def main() -> None:
     measured = measure(timed_settings, ranks=o.ranks, depth=o.depth, step=1.0, rounds=o.rounds)
     times = {s.name: quartiles([r[s.name] / r["serial"] for r in measured["rows"]]) for s in timed_settings}
     serial = o.depth * (measured["unit"]["graph"] + measured["unit"]["pull_all"])
-    cheapest = {}
-    for network, found in reaching.items():
-        if found:
-            best = min(found, key=lambda s: times[s.name]["median"])
-            cheapest[network] = {
-                "setting": best.name,
-                "cosine": networks[network][best.name][0],
-                "time": times[best.name]["median"],
-            }
     result = {
         "environment": environment(
             World(0, 1, torch.device("cpu")),
@@ -318,7 +320,7 @@ def main() -> None:
             for s in timed_settings
         ],
         "gradients": networks,
-        "cheapest": cheapest,
+        "cheapest": cheapest({name: t["median"] for name, t in times.items()}, networks),
         "overhead": overhead(o.depth, 1.0, o.rounds),
     }
     if o.out:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from paradepth.depth.chain import AdjointChain, Chain, ForwardChain, GradientSums, Layers, make_layers
 from paradepth.depth.channel import Alone, Channel, Part
 from paradepth.depth.state import State, add, detached, pack, unpack
+from paradepth.nn import dropout_keys
 
 if TYPE_CHECKING:
     from paradepth.depth.stack import Stack
@@ -70,6 +72,12 @@ class _Plan:
     part: Part
     parameters: dict[int, list[Tensor]]
     states: dict[int, State] = field(default_factory=dict)
+
+    def dropout_keys(self) -> list[Tensor]:
+        """Keys of the dropout masks that a recomputation will need again."""
+        if self.layers.keep:
+            return []
+        return [key for n in self.part.owned for key in dropout_keys(self.stack.layers[n])]
 
     @property
     def ranges(self) -> tuple[range, range, range]:
@@ -143,16 +151,23 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, states: int, sides: int, *tensors: Tensor) -> State:
-        ctx.plan, ctx.counts = plan, (states, sides)
-        ctx.save_for_backward(*tensors)  # autograd then refuses a backward pass after a change in place
-        return plan.forward(detached(tensors[:states]))
+        ctx.plan, ctx.counts = plan, (states, sides, len(tensors))
+        # Autograd refuses a backward pass after a change in place of what is saved here.
+        ctx.save_for_backward(*tensors, *plan.dropout_keys())
+        result = plan.forward(detached(tensors[:states]))
+        stored = {id(part) for state in plan.states.values() for part in state}
+        # A part that no layer changed is a stored tensor; given out, it would tie the node to itself.
+        return tuple(part.clone() if id(part) in stored else part for part in result)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "an iterative executor has no second derivatives (create_graph=True); use Serial for this call"
+            )
         plan: _Plan = ctx.plan
-        states, sides = ctx.counts
-        tensors: Sequence[Tensor] = ctx.saved_tensors
+        states, sides, count = ctx.counts
+        tensors: Sequence[Tensor] = ctx.saved_tensors[:count]
         x = tensors[:states]
         full = tuple(torch.zeros_like(a) if g is None else g.to(a.dtype) for a, g in zip(x, gradients, strict=True))
         result, sums = plan.backward(full)
@@ -176,7 +191,7 @@ def run_with_autograd(solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...
         solve: the algorithm.
         stack: the layers.
         x: state before the first layer; the same on every process of the row.
-        inputs: what every layer gets besides the state.
+        inputs: what every layer gets besides the state; tensors may lie in tuples, lists and dictionaries.
         keep: keep graphs for the backward pass instead of evaluating layers again.
     """
     state = pack(x)
@@ -191,7 +206,7 @@ def run_with_autograd(solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...
     plan = _Plan(stack, solve, layers, part, parameters)
     if not with_gradients:
         return unpack(plan.forward(detached(state)), like=x)
-    sides = [i for i in inputs if isinstance(i, Tensor)]
+    sides = [i for i in tree_leaves(inputs) if isinstance(i, Tensor)]
     unique = list({id(p): p for own in parameters.values() for p in own}.values())
     result = _Solve.apply(plan, len(state), len(sides), *state, *sides, *unique)
     return unpack(result, like=x)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from paradepth.depth.state import Increment, State, pack, scaled
 
@@ -207,7 +208,8 @@ def make_layers(
     layers: Sequence[nn.Module], steps: Sequence[float], x: Any, inputs: tuple[Any, ...], *, keep: bool = False
 ) -> Layers:
     """`Layers` for a call with state `x` and side inputs, under the autocast setting of the caller."""
-    cut = tuple(i.detach().requires_grad_(i.requires_grad) if isinstance(i, Tensor) else i for i in inputs)
+    leaves, structure = tree_flatten(inputs)
+    cut = [i.detach().requires_grad_(i.requires_grad) if isinstance(i, Tensor) else i for i in leaves]
     wanted = tuple(i for i in cut if isinstance(i, Tensor) and i.requires_grad)
     single = isinstance(x, Tensor)
-    return Layers(layers, steps, single, cut, wanted, _Autocast.of(pack(x)), keep)
+    return Layers(layers, steps, single, tree_unflatten(cut, structure), wanted, _Autocast.of(pack(x)), keep)

@@ -96,13 +96,16 @@ def cut_into_parts(depth: int, *, buffers: tuple[int, int] = (0, 0), unit: int =
         ranks + 1 bounds.
 
     Raises:
-        ValueError: more ranks than intervals.
+        ValueError: fewer than 1 ranks or layers an interval, or more ranks than intervals.
 
     >>> cut_into_parts(32, unit=4, ranks=3)
     (0, 12, 24, 32)
     >>> cut_into_parts(32, buffers=(2, 2), unit=4, ranks=2)
     (0, 18, 32)
     """
+    for name, value in (("ranks", ranks), ("unit", unit)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     first, last = buffers[0], depth - buffers[1]
     intervals = -(-(last - first) // unit)
     if ranks > intervals:

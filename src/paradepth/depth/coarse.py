@@ -91,8 +91,8 @@ class BranchSum(CoarseOperator):
     sums: int = 1
 
     def __post_init__(self) -> None:
-        if self.sums < 1:
-            raise ValueError(f"a branch sum has {self.sums} sums; it must have at least 1")
+        if not isinstance(self.sums, int) or self.sums < 1:
+            raise ValueError(f"a branch sum has {self.sums!r} sums; it must have at least 1, a whole number")
 
     def increment(self, steps: Sequence[Step], x: State) -> Increment:
         groups = min(self.sums, len(steps))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from paradepth.depth.bridge import Direction, Segment, run_with_autograd, sweep
+from paradepth.depth.bridge import Segment, run_with_autograd, sweep
 from paradepth.depth.chain import Chain
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.results import Report, SolveReport
@@ -55,13 +56,13 @@ class IterativeExecutor(DepthExecutor):
         for name, value in (("forward_iterations", forward_iterations), ("backward_iterations", backward_iterations)):
             if value != "serial" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 0, or 'serial'")
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance is {tolerance}; it must be positive, or None for a fixed count")
+        if tolerance is not None and not (isinstance(tolerance, float | int) and tolerance > 0):
+            raise ValueError(f"tolerance is {tolerance!r}; it must be positive, or None for a fixed count")
         self.forward_iterations, self.backward_iterations = forward_iterations, backward_iterations
         self.tolerance, self.initial, self.recompute = tolerance, initial, recompute
         self.measure = False
         self.report = Report()
-        self._previous: dict[tuple[int, Direction], dict[int, State]] = {}
+        self._previous: WeakKeyDictionary[Stack, dict[Any, dict[int, State]]] = WeakKeyDictionary()
 
     @abstractmethod
     def _begin(self, stack: Stack, chain: Chain, segment: Segment, first: State, previous: Any) -> Iteration:
@@ -73,6 +74,12 @@ class IterativeExecutor(DepthExecutor):
         Raises:
             ValueError: what does not fit.
         """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_previous"}  # a copy starts afresh
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _previous=WeakKeyDictionary())
 
     def forget(self) -> None:
         """Forgets the states that `initial="previous"` would start from."""
@@ -93,8 +100,8 @@ class IterativeExecutor(DepthExecutor):
             states = sweep(chain, segment, first)
             self._note(segment, SolveReport(None, [], chain.evaluations), first)
             return states
-        key = id(stack), segment.direction
-        previous = self._previous.get(key) if self.initial == "previous" else None
+        key = segment.direction, chain.count, segment.owned
+        previous = self._previous.get(stack, {}).get(key) if self.initial == "previous" else None
         if previous is not None and _shapes(next(iter(previous.values()))) != _shapes(first):
             previous = None
         iteration = self._begin(stack, chain, segment, first, previous)
@@ -105,8 +112,8 @@ class IterativeExecutor(DepthExecutor):
             if self.tolerance is not None and _relative(segment, iteration)[-1] <= self.tolerance:
                 break
         states = iteration.finish(measure=self.measure)
-        if self.initial == "previous":
-            self._previous[key] = iteration.c_points()
+        if self.initial == "previous" and not torch.is_inference_mode_enabled():
+            self._previous.setdefault(stack, {})[key] = iteration.c_points()
         report = SolveReport(count + self.last_counts, _relative(segment, iteration), chain.evaluations)
         self._note(segment, report, first)
         return states

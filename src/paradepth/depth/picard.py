@@ -73,6 +73,8 @@ class Picard(IterativeExecutor):
             raise ValueError(f"chunk is {chunk!r}; it must be a whole number, at least 1, or None")
         if chunk is not None and tolerance is not None:
             raise ValueError("tolerance is of all layers together; it does not go with chunk")
+        if chunk is not None and initial == "previous":
+            raise ValueError("initial is 'previous', but chunks start from the end of the chunk before them")
         self.chunk = chunk
 
     last_counts = True

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from paradepth.depth.bridge import run_with_autograd, sweep
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.state import add, pack, unpack
+from paradepth.nn import dropout_keys
 
 if TYPE_CHECKING:
     from paradepth.depth.stack import Stack
@@ -39,27 +40,43 @@ class Serial(DepthExecutor):
     def run(self, stack: Stack, x: Any, *inputs: Any) -> Any:
         if stack.part is not None:
             return run_with_autograd(sweep, stack, x, inputs, keep=not self.checkpoint)
-        single = isinstance(x, torch.Tensor)
-        if not single:
-            pack(x)
+        pack(x)  # refuses what is no state
+        again = self.checkpoint and torch.is_grad_enabled()
         for n, layer in enumerate(stack.layers):
-
-            def advance(x: Any, *inputs: Any, layer: Any = layer, step: float = stack.step_of(n)) -> Any:
-                return layer(x, *inputs, step=step) if single else _advance_tuple(layer, x, inputs, step)
-
-            if self.checkpoint and torch.is_grad_enabled():
-                y = checkpoint(advance, x, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                y = advance(x, *inputs)
-            if single and y.shape != x.shape:
+            y = (_checkpointed if again else _advance)(layer, x, inputs, stack.step_of(n))
+            if _shapes(y) != _shapes(x):
                 raise ValueError(
-                    f"layer {n} ({type(layer).__name__}) maps a state of shape {tuple(x.shape)} to {tuple(y.shape)}; a "
-                    "stack's layers must keep the shape of the state"
+                    f"layer {n} ({type(layer).__name__}) maps a state of shape {_shapes(x)} to {_shapes(y)}; a stack's "
+                    "layers must keep the shape of the state"
                 )
             x = y
         return x
 
 
-def _advance_tuple(layer: Any, x: tuple[torch.Tensor, ...], inputs: tuple[Any, ...], step: float) -> Any:
+def _shapes(x: Any) -> Any:
+    return tuple(x.shape) if isinstance(x, torch.Tensor) else [tuple(part.shape) for part in x]
+
+
+def _advance(layer: Any, x: Any, inputs: tuple[Any, ...], step: float) -> Any:
+    if isinstance(x, torch.Tensor):
+        return layer(x, *inputs, step=step)
     increment = layer.residual(x, *inputs)
     return unpack(add(tuple(x), tuple(None if f is None else step * f for f in increment)), like=x)
+
+
+def _checkpointed(layer: Any, x: Any, inputs: tuple[Any, ...], step: float) -> Any:
+    drawn = _versions(layer)
+
+    def advance(x: Any, *inputs: Any) -> Any:
+        if _versions(layer) != drawn:
+            raise RuntimeError(
+                "a dropout key changed between the forward and the backward pass, so a layer cannot be evaluated again "
+                "with the masks it had; call set_dropout_key after backward"
+            )
+        return _advance(layer, x, inputs, step)
+
+    return checkpoint(advance, x, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _versions(layer: Any) -> list[int]:
+    return [key._version for key in dropout_keys(layer)]

@@ -50,9 +50,14 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
         if not self.layers:
             raise ValueError("a stack needs at least one layer")
-        if not step > 0:
-            raise ValueError(f"step is {step}; it must be positive")
-        if len(buffers) != 2 or min(buffers) < 0 or (sum(buffers) >= len(self.layers) and sum(buffers)):
+        if not isinstance(step, float | int) or not step > 0:
+            raise ValueError(f"step is {step!r}; it must be positive")
+        if (
+            not isinstance(buffers, tuple | list)
+            or len(buffers) != 2
+            or min(buffers) < 0
+            or (sum(buffers) >= len(self.layers) and sum(buffers))
+        ):
             raise ValueError(
                 f"buffers is {buffers}; it must be two numbers of layers, at least 0, that leave some of the "
                 f"{len(self.layers)} layers between them"

@@ -1,7 +1,7 @@
 """Building blocks: tensors in, tensors out. Nothing here knows of trunks, executors, devices or training."""
 
 from paradepth.nn.attention import MultiHeadAttention
-from paradepth.nn.dropout import Dropout, set_dropout_key
+from paradepth.nn.dropout import Dropout, dropout_keys, set_dropout_key
 from paradepth.nn.feed_forward import FeedForward
 from paradepth.nn.heads import ClassifierHead, LanguageModelHead
 from paradepth.nn.layer import EncoderLayer
@@ -17,5 +17,6 @@ __all__ = [
     "MultiHeadAttention",
     "PatchStem",
     "TokenStem",
+    "dropout_keys",
     "set_dropout_key",
 ]

@@ -68,6 +68,12 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+def dropout_keys(module: nn.Module) -> list[Tensor]:
+    """The keys of the masks that `module` draws in its present mode: whoever wants to evaluate it again with the same
+    masks has to find them unchanged."""
+    return [m.key for m in module.modules() if isinstance(m, Dropout) and m.p and m.training]
+
+
 def set_dropout_key(module: nn.Module, *, seed: int, step: int, rank: int = 0) -> None:
     """Gives every `Dropout` inside `module` the key of (seed, step, its place in the module, rank).
 
