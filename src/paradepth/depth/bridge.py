@@ -54,8 +54,7 @@ def sweep(chain: Chain, segment: Segment, first: State) -> dict[int, State]:
     u = first if segment.upstream is None else segment.channel.receive(first, source=segment.upstream)
     states = {segment.owned.start: u}
     for j in segment.owned:
-        increment = chain.final_increment(j, u)
-        u = add(u, chain.increment(j, u) if increment is None else increment)
+        u = _last_step(chain, j, u)
         states[j + 1] = u
     if segment.downstream is not None:
         segment.channel.send(u, to=segment.downstream)
@@ -104,7 +103,7 @@ class _Plan:
         u = x
         for n in opening:
             self.states[n] = u
-            u = add(u, _final(ForwardChain(self.layers, n, 1), u))
+            u = _last_step(ForwardChain(self.layers, n, 1), 0, u)
         chain = ForwardChain(self.layers, between.start, len(between))
         shifted = range(middle.start - between.start, middle.stop - between.start)
         solved = self.solve(chain, self.segment("forward", shifted, chain.count), u)
@@ -112,7 +111,7 @@ class _Plan:
         u = self.states[middle.stop] if channel.rank == channel.size - 1 else x
         for n in closing:
             self.states[n] = u
-            u = add(u, _final(ForwardChain(self.layers, n, 1), u))
+            u = _last_step(ForwardChain(self.layers, n, 1), 0, u)
         result = channel.broadcast(u, source=channel.size - 1)
         channel.flush()
         self.states = {n: state for n, state in self.states.items() if n in self.part.owned}
@@ -128,22 +127,23 @@ class _Plan:
 
         u = gradient
         for n in reversed(closing):
-            u = add(u, _final(chain_of(n, 1), u))
+            u = _last_step(chain_of(n, 1), 0, u)
         chain = chain_of(between.start, len(between))
         shifted = range(middle.start - between.start, middle.stop - between.start)
         segment = self.segment("backward", shifted, chain.count)
         solved = self.solve(chain, segment, u)
         u = solved[chain.count] if channel.rank == 0 else gradient
         for n in reversed(opening):
-            u = add(u, _final(chain_of(n, 1), u))
+            u = _last_step(chain_of(n, 1), 0, u)
         result = channel.broadcast(u, source=0)
         channel.flush()
         return result, sums
 
 
-def _final(chain: Chain, u: State) -> Any:
-    increment = chain.final_increment(0, u)
-    return chain.increment(0, u) if increment is None else increment
+def _last_step(chain: Chain, j: int, u: State) -> State:
+    """u_{j+1} from u_j, evaluated once and for all."""
+    increment = chain.final_increment(j, u)
+    return add(u, chain.increment(j, u) if increment is None else increment)
 
 
 class _Solve(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,12 @@ def reduce_gradients(model: nn.Module, world: World, *, owned: Collection[Tensor
     Args:
         model: with gradients.
         world: the mesh.
-        owned: ids of the parameters that this process shares with no other depth rank.
+        owned: the parameters that this process shares with no other depth rank.
     """
-    own = {id(parameter) for parameter in owned}
-    layers = [p.grad for p in model.parameters() if p.grad is not None and id(p) in own]
-    others = [p.grad for p in model.parameters() if p.grad is not None and id(p) not in own]
+    layers, others = _owned_and_others(model, owned)
     if world.size > 1:
         _mean(layers, world.sum, world.size)
     _mean(others, world.sum_all, world.processes)
-
-
-def _mean(gradients: list[Tensor], add: object, count: int) -> None:
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat = add(flat) / count  # pyright: ignore[reportCallIssue]
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def clip_gradients(model: nn.Module, limit: float, world: World, *, owned: Collection[Tensor]) -> Tensor:
@@ -42,17 +31,30 @@ def clip_gradients(model: nn.Module, limit: float, world: World, *, owned: Colle
     Returns:
         The norm before, the same on every process.
     """
-    own = {id(parameter) for parameter in owned}
-    with_gradients = [p for p in model.parameters() if p.grad is not None]
-    squares = [torch.zeros(2, dtype=torch.float64, device=world.device)]
-    for parameter in with_gradients:
-        assert parameter.grad is not None
-        place = torch.tensor([1.0, 0.0] if id(parameter) in own else [0.0, 1.0], device=world.device)
-        squares.append(place * parameter.grad.double().square().sum())
-    layers, others = torch.stack(squares).sum(dim=0).unbind()
-    norm = (world.row.sum(layers) + others).sqrt().float()
+    layers, others = _owned_and_others(model, owned)
+    zero = torch.zeros((), dtype=torch.float64, device=world.device)
+    own, common = (sum((g.double().square().sum() for g in gradients), zero) for gradients in (layers, others))
+    norm = (world.row.sum(own) + common).sqrt().float()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in with_gradients:
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
+    for gradient in (*layers, *others):
+        gradient.mul_(factor)
     return norm
+
+
+def _owned_and_others(model: nn.Module, owned: Collection[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of owned parameters and those of all others."""
+    own = {id(parameter) for parameter in owned}
+    layers: list[Tensor] = []
+    others: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            (layers if id(parameter) in own else others).append(parameter.grad)
+    return layers, others
+
+
+def _mean(gradients: list[Tensor], add: Callable[[Tensor], Tensor], count: int) -> None:
+    if not gradients:
+        return
+    flat = add(torch.cat([gradient.flatten() for gradient in gradients])) / count
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
