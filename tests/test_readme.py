@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paradepth.cli import _COMMANDS
+from paradepth.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +28,6 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_commands_and_linked_files_exist() -> None:
     for command in re.findall(r"^(?:paradepth|torchrun .* -m paradepth) (\w+)", README, flags=re.MULTILINE):
-        assert command in _COMMANDS
+        assert command in COMMANDS
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / link).exists(), link

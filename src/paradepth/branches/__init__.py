@@ -1,7 +1,8 @@
 """Depth as parallel branches: n shallow stacks on the same input, their contributions added up."""
 
 from paradepth.branches.branches import Aggregate, Branches
+from paradepth.branches.cached import TrunkCache
 from paradepth.branches.executor import BranchExecutor
 from paradepth.branches.loop import Loop
 
-__all__ = ["Aggregate", "BranchExecutor", "Branches", "Loop"]
+__all__ = ["Aggregate", "BranchExecutor", "Branches", "Loop", "TrunkCache"]

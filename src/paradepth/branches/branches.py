@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D width, n branches.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from paradepth.branches.executor import BranchExecutor
 from paradepth.branches.loop import Loop
 from paradepth.depth import Stack
+from paradepth.depth.state import State, add, detached, pack, subtract, unpack
 
 Aggregate = Literal["residual", "sum"]
 
@@ -65,7 +66,12 @@ class Branches(nn.Module):
     def __len__(self) -> int:
         return len(self.branches)
 
-    def _first(self, count: int | None) -> list[Stack]:
+    def first(self, count: int | None) -> list[Stack]:
+        """The first `count` branches (default: all).
+
+        Raises:
+            ValueError: `count` is below 1 or above the number of branches.
+        """
         count = len(self) if count is None else count
         if not 1 <= count <= len(self):
             raise ValueError(
@@ -73,43 +79,54 @@ class Branches(nn.Module):
             )
         return list(self.branches)[:count]  # pyright: ignore[reportReturnType]
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None = None, *, branches: int | None = None) -> Tensor:
-        """The state (B, T, D) of prefix `branches` (default: all).
+    def forward(self, x: Any, *inputs: Any, branches: int | None = None) -> Any:
+        """The state of prefix `branches` (default: all), of the structure and shape of `x`.
+
+        Args:
+            x: input of every branch, (B, T, D) or a tuple of such tensors.
+            inputs: what every layer gets besides the state, such as an attention mask.
+            branches: k.
 
         Raises:
             ValueError: `branches` is below 1 or above the number of branches.
         """
-        used = self._first(branches)
-        state_BTD = self.executor.corrected(used, x_BTD, mask)
+        used = self.first(branches)
+        state = self.executor.corrected(used, x, *inputs)
         if self.aggregate == "residual" or len(used) == 1:
-            return state_BTD
-        return state_BTD + (len(used) - 1) * x_BTD
+            return state
+        more = len(used) - 1
+        return unpack(tuple(s + more * a for s, a in zip(pack(state), pack(x), strict=True)), like=x)
 
-    def contributions(self, x_BTD: Tensor, mask: Tensor | None = None, *, branches: int | None = None) -> Tensor:
+    def contributions(self, x: Any, *inputs: Any, branches: int | None = None) -> Any:
         """δ_1(x) … δ_k(x), shape (k, B, T, D), for the first `branches` branches (default: all)."""
-        return torch.stack([g - x_BTD for g in self.executor.outputs(self._first(branches), x_BTD, mask)])
+        outputs = self.executor.outputs(self.first(branches), x, *inputs)
+        return _stack([unpack(subtract(pack(g), pack(x)), like=x) for g in outputs])
 
-    def prefix_states(
-        self, x_BTD: Tensor, mask: Tensor | None = None, *, branches: int | None = None, detach: bool = False
-    ) -> Tensor:
+    def prefix_states(self, x: Any, *inputs: Any, branches: int | None = None, detach: bool = False) -> Any:
         """The states of prefixes 1..k from one evaluation of k branches, shape (k, B, T, D).
 
         Args:
-            x_BTD: input of every branch.
-            mask: attention mask.
+            x: input of every branch; for a tuple of tensors the result is a tuple as well.
+            inputs: what every layer gets besides the state.
             branches: k (default: all).
             detach: a prefix sees the ones before it as constants, so that its loss trains its newest branch alone:
                 boosting.
         """
-        states: list[Tensor] = []
-        for g_BTD in self.executor.outputs(self._first(branches), x_BTD, mask):
+        states: list[State] = []
+        for g in self.executor.outputs(self.first(branches), x, *inputs):
             if not states:
-                states.append(g_BTD)
+                states.append(pack(g))
                 continue
-            before = states[-1].detach() if detach else states[-1]
-            states.append(before + (g_BTD - x_BTD if self.aggregate == "residual" else g_BTD))
-        return torch.stack(states)
+            before = detached(states[-1]) if detach else states[-1]
+            states.append(add(before, subtract(pack(g), pack(x)) if self.aggregate == "residual" else pack(g)))
+        return _stack([unpack(state, like=x) for state in states])
 
-    def flops(self, tokens: int, *, branches: int | None = None) -> int:
+    def flops(self, tokens: Any, *, branches: int | None = None) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
-        return sum(branch.flops(tokens) for branch in self._first(branches))
+        return sum(branch.flops(tokens) for branch in self.first(branches))
+
+
+def _stack(states: list[Any]) -> Any:
+    if isinstance(states[0], Tensor):
+        return torch.stack(states)
+    return tuple(torch.stack(parts) for parts in zip(*states, strict=True))

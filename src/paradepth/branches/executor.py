@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from paradepth.depth import Stack
+from paradepth.depth.state import add, pack, subtract, unpack
 
 
 class BranchExecutor(ABC):
@@ -19,13 +19,13 @@ class BranchExecutor(ABC):
     """
 
     @abstractmethod
-    def outputs(self, branches: Sequence[Stack], x: Tensor, mask: Tensor | None = None) -> Sequence[Tensor]:
-        """G_i(x) for each branch, each of the shape of `x`."""
+    def outputs(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> Sequence[Any]:
+        """G_i(x) for each branch, each of the structure and shape of `x`: a tensor or a tuple of tensors."""
 
-    def corrected(self, branches: Sequence[Stack], x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x + Σ_i (G_i(x) − x), of the shape of `x`; exactly G_1(x) for one branch, and a branch that returns x adds
-        exactly 0."""
-        first, *rest = self.outputs(branches, x, mask)
+    def corrected(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> Any:
+        """x + Σ_i (G_i(x) − x), of the structure and shape of `x`; exactly G_1(x) for one branch, and a branch that
+        returns x adds exactly 0."""
+        first, *rest = (pack(g) for g in self.outputs(branches, x, *inputs))
         for g in rest:
-            first = first + (g - x)
-        return first
+            first = add(first, subtract(g, pack(x)))
+        return unpack(first, like=x)

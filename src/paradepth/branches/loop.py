@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from paradepth.branches.executor import BranchExecutor
 from paradepth.depth import Stack
@@ -13,5 +12,5 @@ from paradepth.depth import Stack
 class Loop(BranchExecutor):
     """A Python loop over the branches."""
 
-    def outputs(self, branches: Sequence[Stack], x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        return [branch(x, mask) for branch in branches]
+    def outputs(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> list[Any]:
+        return [branch(x, *inputs) for branch in branches]

@@ -96,6 +96,6 @@ class Stack(nn.Module):
         for layer in self.layers:
             layer.zero_output_()  # pyright: ignore[reportCallIssue]
 
-    def flops(self, tokens: int) -> int:
+    def flops(self, tokens: Any) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
         return sum(layer.flops(tokens) for layer in self.layers)  # pyright: ignore[reportCallIssue]

@@ -94,20 +94,28 @@ class TrunkModel(nn.Module):
             )
         return self.trunk
 
-    def forward(self, inputs: Tensor, *, branches: int | None = None) -> Tensor:
+    def embed(self, inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+        """The trunk's input, and what every layer gets besides it: an attention mask, say."""
+        return self.stem(inputs), ()
+
+    def decode(self, state: Any, inputs: Any) -> Tensor:
+        """Logits (…, B, …) of the trunk's output; leading dimensions, of prefixes, pass through."""
+        return self.head(state)
+
+    def forward(self, inputs: Any, *, branches: int | None = None) -> Tensor:
         """Logits (B, …) of the prefix that uses the first `branches` branches (default: all).
 
         Raises:
             ValueError: inputs that the stem does not take, or a number of branches that the model does not have.
         """
-        x_BTD = self.stem(inputs)
+        x, sides = self.embed(inputs)
         if isinstance(self.trunk, Branches):
-            return self.head(self.trunk(x_BTD, branches=branches))
+            return self.decode(self.trunk(x, *sides, branches=branches), inputs)
         if branches not in (None, 1):
             self._branches(f"branches={branches}")
-        return self.head(self.trunk(x_BTD))
+        return self.decode(self.trunk(x, *sides), inputs)
 
-    def prefix_logits(self, inputs: Tensor, *, branches: int | None = None, detach: bool = False) -> Tensor:
+    def prefix_logits(self, inputs: Any, *, branches: int | None = None, detach: bool = False) -> Tensor:
         """Logits of prefixes 1..k from one evaluation of k branches, shape (k, B, …).
 
         Args:
@@ -116,16 +124,20 @@ class TrunkModel(nn.Module):
             detach: cut the gradient between a prefix and the ones before it (boosting).
         """
         if isinstance(self.trunk, Branches):
-            states = self.trunk.prefix_states(self.stem(inputs), branches=branches, detach=detach)
-            return self.head(states)
+            x, sides = self.embed(inputs)
+            return self.decode(self.trunk.prefix_states(x, *sides, branches=branches, detach=detach), inputs)
         return self.forward(inputs, branches=branches).unsqueeze(0)
 
-    def contributions(self, inputs: Tensor) -> Tensor:
-        """Relative size of each branch's contribution, ‖δ_i(x)‖ / ‖x‖, shape (n, B); (0, B) for a serial stack."""
-        x_BTD = self.stem(inputs)
+    def contributions(self, inputs: Any) -> Tensor:
+        """Relative size of each branch's contribution, ‖δ_i(x)‖ / ‖x‖, shape (n, B); (0, B) for a serial stack. Of a
+        joined state (source, target) the target's."""
+        x, sides = self.embed(inputs)
+        last = x[-1] if isinstance(x, tuple) else x
         if not isinstance(self.trunk, Branches):
-            return x_BTD.new_zeros(0, len(x_BTD))
-        return self.trunk.contributions(x_BTD).flatten(2).norm(dim=-1) / x_BTD.flatten(1).norm(dim=-1)
+            return last.new_zeros(0, len(last))
+        delta = self.trunk.contributions(x, *sides)
+        delta = delta[-1] if isinstance(delta, tuple) else delta
+        return delta.flatten(2).norm(dim=-1) / last.flatten(1).norm(dim=-1)
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that schedules treat as one: "stem", "branch1" … "branchn" (or "trunk"), "head"."""
@@ -183,9 +195,14 @@ class TrunkModel(nn.Module):
         new.load_state_dict({k: v for k, v in copy.deepcopy(self.state_dict()).items() if k in names}, strict=False)
         return new.train(self.training)
 
+    @property
+    def tokens(self) -> Any:
+        """T of a full sample, which operations are counted for; (S, T) for a joined state."""
+        return self.stem.tokens
+
     def forward_flops(self, *, branches: int | None = None) -> int:
-        """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
-        tokens = self.stem.tokens
+        """Floating-point operations of one forward pass over one full sample (a multiply-add counts two)."""
+        tokens = self.tokens
         if isinstance(self.trunk, Branches):
             middle = self.trunk.flops(tokens, branches=branches)
         else:

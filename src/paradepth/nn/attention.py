@@ -1,4 +1,4 @@
-"""Multi-head self-attention, with the kernel chosen by device, dtype and whether gradients are needed.
+"""Multi-head self- and cross-attention, with the kernel chosen by device, dtype and whether gradients are needed.
 
 Shapes: B batch, T tokens, D width, H heads, K = D/H width of a head, S tokens attended to.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paradepth.nn.cache import KeyValueCache
 from paradepth.nn.dropout import Dropout
 
 
@@ -21,6 +22,39 @@ def fused_is_faster(q: Tensor) -> bool:
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     return not (q.device.type == "cpu" and half and torch.is_grad_enabled() and q.requires_grad)
+
+
+def attend(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, *, mask: Tensor | None, causal: bool, dropout: Dropout
+) -> Tensor:
+    """softmax(Q Kᵀ / √K) V for each head, shape (B, H, T, K).
+
+    Args:
+        q_BHTK, k_BHSK, v_BHSK: queries, keys and values.
+        mask: booleans that broadcast to (B, H, T, S); True lets a query see a key.
+        causal: the queries are the last T of the S tokens, and each sees the ones up to itself (of those that `mask`
+            allows).
+        dropout: of the attention weights (forces the explicit form while training).
+    """
+    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    fused = fused_is_faster(q_BHTK) and not (dropout.p > 0.0 and dropout.training)
+    causal = causal and T > 1  # the last token sees all
+    kernel_is_causal = causal and fused and mask is None and T == S  # cheaper than a mask, and the same
+    if causal and not kernel_is_causal:
+        past_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T)
+        mask = past_TS if mask is None else mask & past_TS
+    if fused:
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=kernel_is_causal)
+    scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.transpose(-1, -2)
+    if mask is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, float("-inf"))
+    weights_BHTS = dropout(scores_BHTS.softmax(dim=-1))
+    return weights_BHTS.to(v_BHSK.dtype) @ v_BHSK
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} cannot be split into {heads} heads; heads must divide the width")
 
 
 class MultiHeadAttention(nn.Module):
@@ -44,44 +78,90 @@ class MultiHeadAttention(nn.Module):
         self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0, causal: bool = False
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} cannot be split into {heads} heads; heads must divide the width")
+        _check_heads(width, heads)
         self.heads = heads
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.attention_dropout = Dropout(attention_dropout)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Attends from every token to every token, or to the ones up to it when causal.
 
         Args:
             x_BTD: input.
             mask: booleans that broadcast to (B, H, T, S); True lets a query see a key. Causal attention sees what both
                 allow.
+            cache: keys and values of the tokens before these, which are attended to as well; it takes up these.
 
         Returns:
             (B, T, D).
         """
         B, T, D = x_BTD.shape
         q_BHTK, k_BHSK, v_BHSK = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        drops = self.attention_dropout.p > 0.0 and self.training
-        fused = fused_is_faster(q_BHTK) and not drops
-        kernel_is_causal = self.causal and fused and mask is None  # cheaper than a mask, and the same
-        if self.causal and not kernel_is_causal:
-            past_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril()
-            mask = past_TS if mask is None else mask & past_TS
-        if fused:
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=kernel_is_causal)
-        else:
-            scores_BHTS = (q_BHTK * (D // self.heads) ** -0.5) @ k_BHSK.transpose(-1, -2)
-            if mask is not None:
-                scores_BHTS = scores_BHTS.masked_fill(~mask, float("-inf"))
-            weights_BHTS = self.attention_dropout(scores_BHTS.softmax(dim=-1))
-            y_BHTK = weights_BHTS.to(v_BHSK.dtype) @ v_BHSK
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.extend(k_BHSK, v_BHSK)
+        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask=mask, causal=self.causal, dropout=self.attention_dropout)
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
         width = self.out.in_features
         return 2 * tokens * 4 * width * width + 4 * tokens * tokens * width
+
+
+class CrossAttention(nn.Module):
+    """Attention from T tokens to the S tokens of a memory, such as an encoder's states.
+
+    Args:
+        width: D of both.
+        heads: H; must divide `width`.
+        bias: whether the projections have biases.
+        attention_dropout: dropout probability of the attention weights.
+
+    Raises:
+        ValueError: `heads` does not divide `width`.
+
+    >>> CrossAttention(64, 4)(torch.randn(2, 10, 64), torch.randn(2, 7, 64)).shape
+    torch.Size([2, 10, 64])
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_heads(width, heads)
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.attention_dropout = Dropout(attention_dropout)
+
+    def forward(
+        self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Attends from every token of `x_BTD` to the memory.
+
+        Args:
+            x_BTD: input.
+            memory_BSD: what is attended to.
+            mask: booleans that broadcast to (B, H, T, S); True lets a query see a key.
+            cache: the memory's keys and values from an earlier call; an empty one takes them up.
+
+        Returns:
+            (B, T, D).
+        """
+        B, T, D = x_BTD.shape
+        q_BHTK = self.q(x_BTD).view(B, T, self.heads, -1).transpose(1, 2)
+        if cache is not None and cache.k_BHSK is not None and cache.v_BHSK is not None:
+            k_BHSK, v_BHSK = cache.k_BHSK, cache.v_BHSK
+        else:
+            S = memory_BSD.shape[1]
+            k_BHSK, v_BHSK = self.kv(memory_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            if cache is not None:
+                cache.extend(k_BHSK, v_BHSK)
+        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask=mask, causal=False, dropout=self.attention_dropout)
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+
+    def flops(self, tokens: int, memory: int) -> int:
+        """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
+        width = self.out.in_features
+        return 4 * (tokens + memory) * width * width + 4 * tokens * memory * width

@@ -10,9 +10,58 @@ import math
 import torch
 from torch import Tensor, nn
 
-from paradepth.nn.attention import MultiHeadAttention
+from paradepth.nn.attention import CrossAttention, MultiHeadAttention
+from paradepth.nn.cache import KeyValueCache
 from paradepth.nn.dropout import Dropout
 from paradepth.nn.feed_forward import FeedForward
+
+
+def initialise(layer: nn.Module, deep_init: int | None) -> None:
+    """Xavier-uniform weights and zero biases for every attention and feed-forward part inside `layer`.
+
+    Args:
+        layer: with such parts.
+        deep_init: number L of layers in a deep stack; scales the value, output and MLP projections by √(log 2L). None
+            leaves them alone.
+
+    Raises:
+        ValueError: `deep_init` below 1.
+    """
+    if deep_init is not None and deep_init < 1:
+        raise ValueError(f"deep_init is {deep_init}; it is a number of layers and must be at least 1")
+    scale = 1.0 if deep_init is None else math.sqrt(math.log(2 * deep_init))
+    for part in layer.modules():
+        if isinstance(part, MultiHeadAttention):
+            _xavier_(part.qkv, maps=3, scaled_from=2, scale=scale)
+            _xavier_(part.out, scale=scale)
+        elif isinstance(part, CrossAttention):
+            _xavier_(part.q)
+            _xavier_(part.kv, maps=2, scaled_from=1, scale=scale)
+            _xavier_(part.out, scale=scale)
+        elif isinstance(part, FeedForward):
+            _xavier_(part.up, scale=scale)
+            _xavier_(part.down, scale=scale)
+
+
+def _xavier_(linear: nn.Linear, *, maps: int = 1, scaled_from: int = 0, scale: float = 1.0) -> None:
+    """Each of the `maps` stacked in the weight is initialised as one of its own (Q, K and V are square maps); those
+    from `scaled_from` on are scaled."""
+    with torch.no_grad():
+        for index, part in enumerate(linear.weight.chunk(maps)):
+            nn.init.xavier_uniform_(part)
+            if index >= scaled_from:
+                part.mul_(scale)
+        if linear.bias is not None:
+            linear.bias.zero_()
+
+
+def zero_linears_(*linears: nn.Linear) -> None:
+    """Sets weights and biases to zero."""
+    with torch.no_grad():
+        for linear in linears:
+            linear.weight.zero_()
+            if linear.bias is not None:
+                linear.bias.zero_()
 
 
 class EncoderLayer(nn.Module):
@@ -57,29 +106,11 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = FeedForward(width, mlp, bias=bias, dropout=dropout)
         self.mlp_out_dropout = Dropout(dropout)
-        self._initialise(deep_init)
+        initialise(self, deep_init)
 
-    def _initialise(self, deep_init: int | None) -> None:
-        width = self.attention.out.in_features
-        for third in self.attention.qkv.weight.data.split(width):  # each of Q, K, V is a square map of its own
-            nn.init.xavier_uniform_(third)
-        for linear in (self.attention.out, self.mlp.up, self.mlp.down):
-            nn.init.xavier_uniform_(linear.weight)
-        for linear in (self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down):
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-        if deep_init is not None:
-            if deep_init < 1:
-                raise ValueError(f"deep_init is {deep_init}; it is a number of layers and must be at least 1")
-            scale = math.sqrt(math.log(2 * deep_init))
-            with torch.no_grad():
-                self.attention.qkv.weight[2 * width :].mul_(scale)
-                for linear in (self.attention.out, self.mlp.up, self.mlp.down):
-                    linear.weight.mul_(scale)
-
-    def residual(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """F(x), shape (B, T, D). `mask` is the attention's (True lets a query see a key)."""
-        a_BTD = self.attention_out_dropout(self.attention(self.attention_norm(x_BTD), mask))
+    def residual(self, x_BTD: Tensor, mask: Tensor | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
+        """F(x), shape (B, T, D). `mask` and `cache` are the attention's (True lets a query see a key)."""
+        a_BTD = self.attention_out_dropout(self.attention(self.attention_norm(x_BTD), mask, cache))
         m_BTD = self.mlp_out_dropout(self.mlp(self.mlp_norm(x_BTD + a_BTD)))
         return a_BTD + m_BTD
 
@@ -90,11 +121,7 @@ class EncoderLayer(nn.Module):
 
     def zero_output_(self) -> None:
         """Sets both output projections to zero, so that F(x) = 0 until they are trained."""
-        with torch.no_grad():
-            for linear in (self.attention.out, self.mlp.down):
-                linear.weight.zero_()
-                if linear.bias is not None:
-                    linear.bias.zero_()
+        zero_linears_(self.attention.out, self.mlp.down)
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations of one layer evaluation, forward only (a multiply-add counts two)."""

@@ -39,17 +39,22 @@ class TokenStem(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, *, start: int = 0) -> Tensor:
         """Embeds whole numbers from 0 to vocab_size − 1; returns (B, T, D).
+
+        Args:
+            tokens_BT: a text, or a part of one.
+            start: position of the first of these tokens in its text.
 
         Raises:
             ValueError: not (batch, tokens), no token or more than the context, another dtype than int64 or int32, or
                 (on the CPU, where looking does not make the device wait) a number outside the vocabulary.
         """
-        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens:
+        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens - start:
+            behind = f", and {start} of them are taken" if start else ""
             raise ValueError(
                 f"tokens have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to {self.tokens} "
-                "tokens, its context"
+                f"tokens, its context{behind}"
             )
         if tokens_BT.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens are {tokens_BT.dtype}; this model takes torch.int64 or torch.int32")
@@ -59,7 +64,7 @@ class TokenStem(nn.Module):
                 raise ValueError(
                     f"tokens run from {low} to {high}; this model's vocabulary is 0 to {self.embed.num_embeddings - 1}"
                 )
-        return self.dropout(self.embed(tokens_BT) + self.positions[: tokens_BT.shape[1]])
+        return self.dropout(self.embed(tokens_BT) + self.positions[start : start + tokens_BT.shape[1]])
 
     def flops(self) -> int:
         """Floating-point operations of embedding one text: looking up multiplies nothing."""

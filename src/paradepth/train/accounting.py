@@ -38,7 +38,7 @@ def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[s
     >>> update_cost(model, Objective(3), model.parts()).layer_evals
     6.0
     """
-    tokens = model.stem.tokens
+    tokens = model.tokens
     stem = "stem" in trainable
     stacks = (
         {f"branch{i}": branch for i, branch in enumerate(list(model.trunk.branches)[: objective.prefix], start=1)}

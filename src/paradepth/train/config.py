@@ -50,6 +50,7 @@ class ModelOptions:
         model: name from `paradepth list models`.
         branches: number of branches.
         depth: layers of each branch, or of a serial stack.
+        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
         patch_size: patch height and width in pixels.
         embedding: of a patch, by one linear map or by convolutions (they learn small images in fewer passes).
         aggregate: how branches are added up.
@@ -57,7 +58,7 @@ class ModelOptions:
         dropout: probability in embedding, attention output and MLP.
         attention_dropout: probability for attention weights.
         deep_init: scale value, output and MLP projections by sqrt(log 2L).
-        context: bytes that a language model sees at most; one sample is a window of so many.
+        context: tokens that a model of texts sees at most.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
         buffers: numbers of first and of last layers that take h = 1.
     """
@@ -65,6 +66,9 @@ class ModelOptions:
     model: str = "paraformer_nano"
     branches: int | None = None
     depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    mlp: int | None = None
     patch_size: int | None = None
     embedding: Literal["linear", "convolutions"] | None = None
     aggregate: Literal["residual", "sum"] | None = None
@@ -79,14 +83,23 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Data and augmentation; options of one kind of data are refused for the other.
+    """Data and augmentation; options that mean nothing to the task are refused.
 
     Attributes:
-        data: digits, mnist, fashion_mnist, cifar10, cifar100, or folder; tiny_shakespeare, or text.
-        data_dir: folder with local parquet files, an image folder, or a text file or a folder of *.txt files; None
-            fetches images from the Hub (digits needs neither).
-        image_size: resize images to this height and width.
-        validation_fraction: part of the training split, or of a text, held out for validation.
+        data: of images digits, mnist, fashion_mnist, cifar10, cifar100 or folder; of texts tiny_shakespeare or text; of
+            labelled texts sst2, cola, mrpc, rte, qnli, mnli, qqp or labelled; of tagged sentences ud_english_ewt or
+            conllu; of pairs of sentences multi30k or pairs.
+        data_dir: where the data lies: a folder with local files in the Hub's layout, a folder of images, a file or a
+            folder of texts; None fetches what the Hub has (digits needs neither).
+        image_size: images: resize to this height and width.
+        validation_fraction: part of the training split, or of a text, held out where the data has no validation split.
+        tokenizer: texts: bytes, bpe (trained on the training data), a tokenizer.json or a folder that has one, or
+            hub:NAME, such as hub:gpt2.
+        vocab_size: texts: size of a vocabulary that is made from the training data.
+        masking: masked language models: part of the tokens that are to be guessed.
+        columns: labelled texts of your own: names of the text column, or of both, and of the label column.
+        languages: pairs: source and target language.
+        tags: tagged sentences: what is predicted for a word: its part of speech, its morphological features, or both.
         flip: random horizontal flips.
         crop_padding: random crops after padding by that many pixels.
         rand_augment: RandAugment's number of operations and magnitude.
@@ -99,6 +112,12 @@ class DataOptions:
     flip: bool = False
     crop_padding: int = 0
     rand_augment: tuple[int, int] | None = None
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    masking: float | None = None
+    columns: tuple[str, ...] | None = None
+    languages: tuple[str, str] | None = None
+    tags: Literal["upos", "features", "both"] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,10 +168,12 @@ class OptimiserOptions:
         learning_rate: peak rate.
         weight_decay: decoupled; on matrices only.
         warmup: part of the span spent warming up.
-        decay: cosine to zero, or constant after the warm-up.
+        decay: cosine to zero, constant after the warm-up, or falling as 1/√step after it.
         clip: largest gradient norm; 0 does not clip.
         label_smoothing: of the cross-entropy.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is off.
+        stem_rate, trunk_rate, head_rate: factors on the learning rate of these parts.
+        freeze: parts that do not learn: stem, trunk, branch1, branch2 …, head.
     """
 
     budget: str = "20 epochs"
@@ -162,10 +183,18 @@ class OptimiserOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
     clip: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
+    stem_rate: float = 1.0
+    trunk_rate: float = 1.0
+    head_rate: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+    def part_rates(self) -> dict[str, float]:
+        """Factors on the learning rate of "stem", "trunk" and "head"."""
+        return {"stem": self.stem_rate, "trunk": self.trunk_rate, "head": self.head_rate}
 
 
 @dataclass(frozen=True)
@@ -228,6 +257,8 @@ class RunOptions:
 
     Attributes:
         seed: of initialisation, order of samples, augmentation, dropout and the validation split.
+        init: a run directory or a saved model whose stem and trunk the new model starts with; its head is new unless it
+            fits.
         precision: bf16 autocast, float32, or auto: bf16 where the hardware has it.
         device: auto, cpu or cuda.
         threads: CPU threads of each process; None leaves torch's choice.
@@ -240,6 +271,7 @@ class RunOptions:
     """
 
     seed: int = 0
+    init: Path | None = None
     precision: Literal["auto", "bf16", "float32"] = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -317,8 +349,9 @@ class Config:
             own = {f.name for f in dataclasses.fields(group)} & set(left)
             values = {key: left.pop(key) for key in own}
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            if values.get("data_dir") is not None:
-                values["data_dir"] = Path(values["data_dir"])
+            for place in ("data_dir", "init"):
+                if values.get(place) is not None:
+                    values[place] = Path(values[place])
             for choice in ("schedule", "executor"):
                 if choice in values and values[choice] != getattr(group, choice):
                     group = type(group)()
@@ -344,6 +377,8 @@ def check_options(config: Config) -> None:
         ("clip", o.clip, o.clip >= 0, "at least 0 (0 does not clip)"),
         ("label_smoothing", o.label_smoothing, 0 <= o.label_smoothing < 1, "at least 0 and below 1"),
         ("ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
+        *((f"{p}_rate", r, 0 <= r < float("inf"), "at least 0") for p, r in o.part_rates().items()),
+        ("decay", o.decay, o.decay in ("cosine", "constant", "inverse_sqrt"), "cosine, constant or inverse_sqrt"),
         ("validations", r.validations, r.validations >= 1, "at least 1"),
         ("keep", r.keep, r.keep >= 1, "at least 1"),
         ("timeout", r.timeout, r.timeout > 0, "positive"),

@@ -171,14 +171,14 @@ class DepthRun:
         finally:
             stack.executor = before
 
-    def lipschitz(self, inputs: Tensor) -> list[float]:
+    def lipschitz(self, inputs: Any) -> list[float]:
         """Estimates of the layers' Lipschitz constants on these inputs of the model."""
         assert self.stack is not None
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            x = self.model.stem(inputs)  # pyright: ignore[reportCallIssue]
-        values = lipschitz(self.stack, x, iterations=_POWER_ITERATIONS)
+            x, sides = self.model.embed(inputs)  # pyright: ignore[reportCallIssue]
+        values = lipschitz(self.stack, x, *sides, iterations=_POWER_ITERATIONS)
         self.model.train(was_training)
         return values
 

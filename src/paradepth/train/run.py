@@ -19,22 +19,32 @@ import torch
 
 from paradepth.atomic import write_json
 from paradepth.distributed import World, join_world
-from paradepth.models import TrunkModel
+from paradepth.models import TrunkModel, from_pretrained
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
 from paradepth.train.depth import check_depth, depth_processes
 from paradepth.train.environment import command_line, environment
+from paradepth.train.learning import check_parts
 from paradepth.train.metrics import MetricsLog, SilentLog
 from paradepth.train.precision import autocast_dtype
 from paradepth.train.progress import ProgressView
 from paradepth.train.schedules import Annealing, Schedule, build_schedule
 from paradepth.train.signals import stop_on_signals
+from paradepth.train.start import take_over
 from paradepth.train.tasks import Task
 from paradepth.train.tasks import load_data as load_data
 from paradepth.train.trainer import Trainer
 
-_RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "environment.json", "evaluation.json", "report.html")
+_RUN_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "metrics.jsonl",
+    "environment.json",
+    "evaluation.json",
+    "report.html",
+)
 _RUN_FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -66,9 +76,13 @@ def start_run(
         _check_folder(folder, overwrite=overwrite)
         world.barrier()
         parts = _prepare(config, world)
+        model, task = parts[:2]
+        source = config.run_options.init
+        if source is not None:
+            take_over(model, from_pretrained(source))
         if world.is_main:
             _clear(folder)
-            model = parts[0]
+            task.save_assets(folder)
             write_json(folder / "config.json", {**config_dict(model), "training": config.flat()})
             write_json(folder / "environment.json", environment(world, autocast=parts[3], command=command_line()))
         world.barrier()
@@ -90,7 +104,7 @@ def resume_run(run_dir: str | Path, *, on_batch: Callable[[int], None] = lambda 
             f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it"
         )
     with _joined(config) as world:
-        parts = _prepare(config, world)
+        parts = _prepare(config, world, assets=folder)
         view = ProgressView(enabled=world.is_main)
         checkpoint = CheckpointStore(folder / "checkpoints").latest(view.say)
         if checkpoint is None:
@@ -122,7 +136,7 @@ def _joined(config: Config) -> AbstractContextManager[World]:
 _Parts = tuple[TrunkModel, Task, Schedule, torch.dtype | None]
 
 
-def _prepare(config: Config, world: World) -> _Parts:
+def _prepare(config: Config, world: World, *, assets: Path | None = None) -> _Parts:
     """Model, task, schedule and autocast dtype; everything that can be refused is refused here."""
     o, r, m = config.optimiser_options, config.run_options, config.model_options
     if r.threads is not None:
@@ -132,7 +146,7 @@ def _prepare(config: Config, world: World) -> _Parts:
             f"batch_size {o.batch_size} cannot be cut into {world.size} processes × {o.accumulate} parts (accumulate): "
             f"it must be a multiple of {world.size * o.accumulate}"
         )
-    task = load_data(config)
+    task = load_data(config, assets=assets or r.init)
     samples = task.count("train")
     if samples < o.batch_size:
         raise ValueError(
@@ -149,6 +163,7 @@ def _prepare(config: Config, world: World) -> _Parts:
         }
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
+        check_parts(o, list(model.parts()))
         schedule.prepare(model)
     if r.compile and (config.depth_options.executor != "serial" or world.row.size > 1):
         raise ValueError(

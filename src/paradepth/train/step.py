@@ -6,6 +6,7 @@ Shapes: B batch, … targets of a sample, N classes, n prefixes.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from torch.nn import functional as F
 from paradepth.models import TrunkModel
 from paradepth.train.schedules import Objective
 
+IGNORED = -100  # a target that does not count: padding, a token that was not masked
+
 
 class TrainStep(nn.Module):
     """Inputs and targets to the loss of an `Objective` and the number of correct predictions of its prefix.
 
-    The loss is the cross-entropy over the last dimension of the logits, a mean over all targets: one a sample for
-    classification, one a token for language.
+    The loss is the cross-entropy over the last dimension of the logits, a mean over all targets that count: one a
+    sample for classification, one a token for language.
 
     Args:
         model: the model.
@@ -33,9 +36,10 @@ class TrainStep(nn.Module):
         self.label_smoothing = label_smoothing
         self.autocast = autocast
 
-    def forward(self, inputs: Tensor, targets: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-        """Returns (loss, number of correct predictions) for targets (B, …)."""
-        device = inputs.device.type
+    def forward(self, inputs: Any, targets: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Returns (loss, number of correct predictions) for targets (B, …), of which those that are `IGNORED` do not
+        count; without any that does the loss is 0."""
+        device = targets.device.type
         with torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext():
             if objective.weights is None:
                 branches = objective.prefix if self.model.prefixes > 1 else None
@@ -45,10 +49,28 @@ class TrainStep(nn.Module):
                 logits_nBN = self.model.prefix_logits(inputs, branches=objective.prefix, detach=objective.detach)
                 weights = objective.weights
         total = sum(weights)
-        loss = torch.zeros((), device=inputs.device)
+        loss = torch.zeros((), device=targets.device)
+        flat_B = targets.flatten()
+        count = (flat_B != IGNORED).sum().clamp(min=1)
         for weight, logits_BN in zip(weights, logits_nBN.float().unbind(0), strict=True):
             if weight:
-                flat_BN, flat_B = logits_BN.flatten(0, -2), targets.flatten()
-                entropy = F.cross_entropy(flat_BN, flat_B, label_smoothing=self.label_smoothing)
-                loss = loss + (weight / total) * entropy
+                entropy = F.cross_entropy(
+                    logits_BN.flatten(0, -2),
+                    flat_B,
+                    ignore_index=IGNORED,
+                    label_smoothing=self.label_smoothing,
+                    reduction="sum",
+                )
+                loss = loss + (weight / total) * (entropy / count)
         return loss, (logits_nBN[-1].argmax(dim=-1) == targets).sum()
+
+
+def split(inputs: Any, parts: int) -> list[Any]:
+    """A batch of inputs, a tensor or a tuple of tensors, cut into `parts` along its samples.
+
+    >>> split((torch.zeros(4, 2), torch.zeros(4, 3)), 2)[0][1].shape
+    torch.Size([2, 3])
+    """
+    if isinstance(inputs, Tensor):
+        return list(inputs.chunk(parts))
+    return list(zip(*(split(part, parts) for part in inputs), strict=True))

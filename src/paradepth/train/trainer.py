@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from paradepth.distributed import World, clip_gradients, gather_tensors, reduce_gradients
 from paradepth.models import TrunkModel
 from paradepth.nn import set_dropout_key
+from paradepth.train import learning
 from paradepth.train.accounting import Cost, update_cost
 from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Budget, Config
@@ -32,7 +33,7 @@ from paradepth.train.optimiser import Optimiser
 from paradepth.train.progress import ProgressView
 from paradepth.train.schedules import Objective, Schedule
 from paradepth.train.signals import StopRequest
-from paradepth.train.step import TrainStep
+from paradepth.train.step import IGNORED, TrainStep, split
 from paradepth.train.tasks import Task
 
 _TRAIN_EVENTS = 200  # of the training loss over a run
@@ -185,23 +186,23 @@ class Trainer:
             log.write("stage", step=0, layer_evals=0.0, seconds=0.0, active=self.schedule.active, reason="start")
             self.save(log)
         reported, started, samples = time.monotonic(), time.monotonic(), 0
-        losses, correct, norm = 0.0, 0.0, 0.0
+        losses, correct, targets, norm = 0.0, 0.0, 0.0, 0.0
         next_event = int(self.progress * _TRAIN_EVENTS) + 1
         while self.progress < 1.0:
             self._advance(log, view)
-            loss, hits, norm = self._batch(log)
+            loss, hits, counted, norm = self._batch(log)
             self.seconds += time.monotonic() - started
             started = time.monotonic()
             samples += self.config.optimiser_options.batch_size
-            losses, correct = losses + loss, correct + hits
+            losses, correct, targets = losses + loss, correct + hits, targets + counted
             if self.progress * _TRAIN_EVENTS >= next_event or self.progress >= 1.0:
                 next_event = int(self.progress * _TRAIN_EVENTS) + 1
                 elapsed = time.monotonic() - reported
                 count = samples / self.config.optimiser_options.batch_size
-                accuracy = correct / (samples * self.task.predictions)
+                accuracy = correct / max(targets, 1.0)
                 self._log_training(log, losses / count, accuracy, norm, samples / max(elapsed, 1e-9))
                 view.update(progress=min(self.progress, 1.0), loss=losses / count, rate=samples / max(elapsed, 1e-9))
-                reported, samples, losses, correct = time.monotonic(), 0, 0.0, 0.0
+                reported, samples, losses, correct, targets = time.monotonic(), 0, 0.0, 0.0, 0.0
             validated = self._validate_if_due(log, view)
             if (validated and every is None) or (every is not None and self.step % every == 0) or self.progress >= 1.0:
                 self.save(log)
@@ -232,7 +233,7 @@ class Trainer:
         rebuilt."""
         if self._step_module is not None:
             return self._step_module
-        trainable = self.schedule.trainable()
+        trainable = learning.trainable(self.schedule, self.config.optimiser_options)
         for name, part in self.model.parts().items():
             part.requires_grad_(name in trainable)
             if name not in trainable:
@@ -250,19 +251,21 @@ class Trainer:
         self._step_module = step
         return step
 
-    def _batch(self, log: MetricsLog | SilentLog) -> tuple[float, float, float]:
+    def _batch(self, log: MetricsLog | SilentLog) -> tuple[float, float, float, float]:
+        """Loss, correct predictions, targets that count and gradient norm of the last update on the next batch."""
         o = self.config.optimiser_options
         pass_index, batch_index = divmod(self.step, len(self.batches))
         inputs, targets = self.batches.get(pass_index, batch_index)
         first = self.world.rank * len(targets)  # draws are made for the whole batch, however it is split
-        inputs = self.task.prepare(inputs, step=self.step, first=first)
+        inputs, targets = self.task.prepare(inputs, targets, step=self.step, first=first)
+        counted = self.world.sum((targets != IGNORED).sum().double())  # of the whole batch
         step = self._prepared_step()
         self.model.train()
         loss = hits = norm = torch.zeros(())
-        trainable = self.schedule.trainable()
+        trainable = learning.trainable(self.schedule, self.config.optimiser_options)
         for index, objective in enumerate(self.schedule.objectives(pass_index)):
-            self.optimiser.set_rates(self.schedule.rates(self.progress))
-            backward = partial(self._backward, step, inputs, targets, objective, update=index)
+            self.optimiser.set_rates(learning.rates(self.schedule, o, self.progress))
+            backward = partial(self._backward, step, inputs, targets, objective, counted.item(), update=index)
             loss, hits = self.depth.step(self.step, backward, partial(log.write, "probe"))
             limit = o.clip if objective.clip and o.clip else math.inf
             if self.depth.shared:
@@ -270,8 +273,7 @@ class Trainer:
             else:
                 parameters = [p for p in self.model.parameters() if p.grad is not None]
                 norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-            totals = self.world.sum(torch.stack([loss / self.world.size, hits.to(loss.dtype)]))
-            loss, hits = totals[0], totals[1]
+            loss, hits = self.world.sum(torch.stack([loss / self.world.size, hits.to(loss.dtype)])).unbind()
             if not math.isfinite(loss.item() + norm.item()):
                 self._refuse_non_finite(log, loss.item(), norm.item(), batch_index)
             self.optimiser.step()
@@ -279,22 +281,23 @@ class Trainer:
                 self.average.update(self.model)
             self.spent = self.spent + update_cost(self.model, objective, trainable) * o.batch_size
         self.step += 1
-        return loss.item(), hits.item(), norm.item()
+        return loss.item(), hits.item(), counted.item(), norm.item()
 
     def _backward(
-        self, step: Any, inputs: Tensor, targets: Tensor, objective: Objective, *, update: int
+        self, step: Any, inputs: Any, targets: Tensor, objective: Objective, counted: float, *, update: int
     ) -> tuple[Tensor, Tensor]:
         self.optimiser.zero_grad()
         parts = self.config.optimiser_options.accumulate
         loss = hits = torch.zeros((), device=self.world.device)
-        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        chunks = list(zip(split(inputs, parts), targets.chunk(parts), strict=True))
         for index, (part_inputs, part_targets) in enumerate(chunks):
             if isinstance(step, DistributedDataParallel):
                 step.require_backward_grad_sync = index == len(chunks) - 1
             draw = (self.step * self.model.prefixes + update) * parts + index  # each forward pass has masks of its own
             set_dropout_key(self.model, seed=self.config.run_options.seed, step=draw, rank=self.world.rank)
             part_loss, part_hits = step(part_inputs, part_targets, objective)
-            share = len(part_targets) / len(targets)
+            # Gradients are averaged over processes, so a process weighs as much as it has of a mean process's targets.
+            share = (part_targets != IGNORED).sum().item() * self.world.size / max(counted, 1.0)
             (part_loss * share).backward()
             loss, hits = loss + part_loss.detach() * share, hits + part_hits
         if self.depth.shared:

@@ -43,7 +43,7 @@ def evaluate_run(
     if data_dir is not None:
         config = config.replace(data_dir=data_dir)
     with join_world(device) as world:
-        task = load_data(config).to(world.device)
+        task = load_data(config, assets=Path(run_dir)).to(world.device)
         result = evaluate(model.to(world.device), task, split, world=world)
     return {
         "run": str(run_dir),

@@ -13,11 +13,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Annealing:
-    """Learning-rate factor over a span: linear warm-up, then cosine decay to zero or a constant.
+    """Learning-rate factor over a span: linear warm-up, then cosine decay to zero, a constant, or a fall as 1/√t.
 
     Attributes:
-        warmup: part of the span, 0 to below 1, spent warming up.
-        decay: "cosine" or "constant".
+        warmup: part of the span, 0 to below 1, spent warming up; above 0 for "inverse_sqrt", which falls from there.
+        decay: "cosine", "constant" or "inverse_sqrt".
 
     >>> anneal = Annealing(warmup=0.1, decay="cosine")
     >>> [round(anneal(t), 2) for t in (0.05, 0.1, 0.55, 1.0)]
@@ -25,13 +25,15 @@ class Annealing:
     """
 
     warmup: float = 0.05
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup}; it is a part of the budget, at least 0 and below 1")
-        if self.decay not in ("cosine", "constant"):
-            raise ValueError(f"decay is {self.decay!r}; it must be 'cosine' or 'constant'")
+        if self.decay not in ("cosine", "constant", "inverse_sqrt"):
+            raise ValueError(f"decay is {self.decay!r}; it must be 'cosine', 'constant' or 'inverse_sqrt'")
+        if self.decay == "inverse_sqrt" and self.warmup == 0:
+            raise ValueError("warmup is 0; decay 'inverse_sqrt' falls from the end of the warm-up, so it needs one")
 
     def __call__(self, t: float) -> float:
         """The factor, in [0, 1], at the part `t` of the span."""
@@ -40,6 +42,8 @@ class Annealing:
             return t / self.warmup
         if self.decay == "constant":
             return 1.0
+        if self.decay == "inverse_sqrt":
+            return math.sqrt(self.warmup / t)
         return 0.5 * (1.0 + math.cos(math.pi * (t - self.warmup) / (1.0 - self.warmup)))
 
 

@@ -1,9 +1,11 @@
-"""Tasks: what differs between image classification and language modelling, one file each."""
+"""Tasks: what differs between image classification, language modelling and the like, one file each."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 
+from paradepth.models import model_class
 from paradepth.train.config import Config
 from paradepth.train.tasks.base import Task
 from paradepth.train.tasks.images import ImageTask
@@ -24,22 +26,30 @@ def task_class(config: Config) -> type[Task]:
     'LanguageTask'
     """
     name = config.data_options.data
-    known = {data: task for task in TASKS for data in task.data_names}
+    known = {data for task in TASKS for data in task.data_names}
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
+        names = dict.fromkeys(data for task in TASKS for data in task.data_names)
         raise ValueError(
-            f"unknown data {name!r}{hint}. Known: {', '.join(known)}. For images of your own use data 'folder', for "
+            f"unknown data {name!r}{hint}. Known: {', '.join(names)}. For images of your own use data 'folder', for "
             "texts of your own data 'text', both with data_dir=PLACE"
         )
-    known[name].check(config)
-    return known[name]
+    fitting = [task for task in TASKS if name in task.data_names]
+    model = model_class(config.model_options.model)  # a text may be for a causal or for a masked language model
+    chosen = next((task for task in fitting if task.model_class is model), fitting[0])
+    chosen.check(config)
+    return chosen
 
 
-def load_data(config: Config) -> Task:
+def load_data(config: Config, *, assets: Path | None = None) -> Task:
     """The task of a run with its data, on the CPU.
+
+    Args:
+        config: all options.
+        assets: a run directory whose tokeniser and the like are used instead of making new ones from the data.
 
     Raises:
         ValueError: also what `task_class` and the task's `load` refuse.
     """
-    return task_class(config).load(config)
+    return task_class(config).load(config, assets=assets)

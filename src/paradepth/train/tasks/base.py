@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -17,6 +18,8 @@ from paradepth.models import TrunkModel, list_models, model_class, model_config
 from paradepth.train.config import Config
 from paradepth.train.evaluate import evaluate
 
+EVERY_TASK_TAKES = ("data", "data_dir", "validation_fraction")  # options of the data group
+
 
 class TrainingBatches(Protocol):
     """Batches that are a pure function of pass and index, such as `Batches` and `TextBatches`."""
@@ -25,7 +28,7 @@ class TrainingBatches(Protocol):
         """Batches of a pass."""
         ...
 
-    def get(self, pass_index: int, batch_index: int) -> tuple[Tensor, Tensor]:
+    def get(self, pass_index: int, batch_index: int) -> tuple[Any, Tensor]:
         """This rank's slice of a batch: inputs (B, …) and int64 targets (B, …)."""
         ...
 
@@ -33,8 +36,9 @@ class TrainingBatches(Protocol):
 class Task(ABC):
     """A kind of work with its data. The loop knows nothing more of it.
 
-    Every task's model maps inputs to logits over classes or over a vocabulary; the loss is their cross-entropy, the
-    accuracy the share of targets that are the likeliest class. What differs is here:
+    Every task's model maps inputs (a tensor, or a tuple of tensors, with the samples along the first dimension) to
+    logits over classes or over a vocabulary; the loss is their cross-entropy, the accuracy the share of targets that
+    are the likeliest class. Targets that are `IGNORED` count in neither. What differs is here:
 
         config ─ check, load ─► data ─ data_shape ─► shape ─ new_model ─► model
                                  ├─ batches, prepare ─► training
@@ -47,7 +51,6 @@ class Task(ABC):
     Attributes:
         shape: configuration of the model that the data and the options ask for.
         unit: what one sample is, in the plural.
-        predictions: targets of one sample.
         evaluation_batch: samples that are evaluated at a time.
 
     Raises:
@@ -57,10 +60,9 @@ class Task(ABC):
     model_class: ClassVar[type[TrunkModel]]
     data_names: ClassVar[tuple[str, ...]]
     kind: ClassVar[str]  # of data, for messages: "images", "text"
-    foreign_options: ClassVar[tuple[str, ...]] = ()  # options of the data group that mean nothing to this task
+    own_options: ClassVar[tuple[str, ...]] = ()  # options of the data group, besides EVERY_TASK_TAKES
 
     unit: str
-    predictions: int = 1
     evaluation_batch: int
 
     def __init__(self, config: Config, data: Any) -> None:
@@ -88,7 +90,7 @@ class Task(ABC):
             )
         known = {f.name for f in fields(cls.model_class.config_class)} | {"model"}
         foreign = [(m, f) for f in fields(m) if f.name not in known]
-        foreign += [(d, f) for f in fields(d) if f.name in cls.foreign_options]
+        foreign += [(d, f) for f in fields(d) if f.name not in (*EVERY_TASK_TAKES, *cls.own_options)]
         for group, option in foreign:
             value = getattr(group, option.name)
             if value != option.default:
@@ -98,12 +100,21 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, config: Config) -> Self:
+    def load(cls, config: Config, *, assets: Path | None = None) -> Self:
         """The task with its data, on the CPU.
+
+        Args:
+            config: all options.
+            assets: a run directory, or the folder of a saved model, whose `save_assets` files are used instead of
+                making new ones from the data.
 
         Raises:
             ValueError: no or damaged data, or options out of range.
         """
+
+    def save_assets(self, folder: Path) -> None:
+        """Writes what the model needs besides its weights to be used, such as a tokeniser, next to them."""
+        return
 
     def to(self, device: torch.device | str) -> Self:
         """The same task with its data on another device."""
@@ -133,20 +144,20 @@ class Task(ABC):
     def batches(self, world: World) -> TrainingBatches:
         """The training batches of this process."""
 
-    @abstractmethod
-    def prepare(self, inputs: Tensor, *, step: int, first: int) -> Tensor:
-        """Inputs of a training batch as the model takes them, augmented.
+    def prepare(self, inputs: Any, targets: Tensor, *, step: int, first: int) -> tuple[Any, Tensor]:
+        """Inputs and targets of a training batch as model and loss take them: augmented, masked.
 
         Args:
-            inputs: from `batches`.
+            inputs, targets: from `batches`.
             step: of the run; with the seed it determines every draw.
             first: place of the first of these samples within the batch of all processes.
         """
+        return inputs, targets
 
     # ---- evaluation ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def ordered(self, split: str, start: int, stop: int) -> tuple[Any, Tensor]:
         """Samples start, start + 1, … stop − 1 of a split, those that exist: the model's inputs (B, …) and targets."""
 
     def measures(self, loss: list[float]) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -31,6 +32,7 @@ class ImageTask(Task):
     model_class = ImageClassifier
     data_names: ClassVar[tuple[str, ...]] = DATA_NAMES
     kind = "images"
+    own_options = ("image_size", "flip", "crop_padding", "rand_augment")
     unit = "images"
     evaluation_batch = 500
 
@@ -42,7 +44,7 @@ class ImageTask(Task):
         self.augment = Augment(flip=d.flip, crop_padding=d.crop_padding, rand_augment=d.rand_augment)
 
     @classmethod
-    def load(cls, config: Config) -> Self:
+    def load(cls, config: Config, *, assets: Path | None = None) -> Self:
         d = config.data_options
         data = load_images(
             d.data,
@@ -76,9 +78,9 @@ class ImageTask(Task):
             self.data.train, batch_size=size, seed=seed, rank=world.rank, world_size=world.size, drop_last=True
         )
 
-    def prepare(self, inputs: Tensor, *, step: int, first: int) -> Tensor:
+    def prepare(self, inputs: Tensor, targets: Tensor, *, step: int, first: int) -> tuple[Tensor, Tensor]:
         seed, total = self.config.run_options.seed, self.config.optimiser_options.batch_size
-        return self.augment(inputs, seed=_draw_seed(seed, step), first=first, total=total)
+        return self.augment(inputs, seed=_draw_seed(seed, step), first=first, total=total), targets
 
     def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         chosen = self._split(split)

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens (the context), N windows of a split.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -30,7 +31,6 @@ class LanguageTask(Task):
     model_class = CausalLM
     data_names: ClassVar[tuple[str, ...]] = TEXT_NAMES
     kind = "text"
-    foreign_options = ("image_size", "flip", "crop_padding", "rand_augment")
 
     data: TextData
 
@@ -38,7 +38,6 @@ class LanguageTask(Task):
         super().__init__(config, data)
         self.context: int = self.shape.context
         self.unit = f"windows of {self.context} bytes"
-        self.predictions = self.context
         self.evaluation_batch = max(1, _EVALUATED_TOKENS // self.context)
         for split in ("train", "validation", "test"):
             if self.count(split) < 1:
@@ -48,7 +47,7 @@ class LanguageTask(Task):
                 )
 
     @classmethod
-    def load(cls, config: Config) -> Self:
+    def load(cls, config: Config, *, assets: Path | None = None) -> Self:
         d = config.data_options
         return cls(config, load_text(d.data, data_dir=d.data_dir, validation_fraction=d.validation_fraction))
 
@@ -67,9 +66,6 @@ class LanguageTask(Task):
     def batches(self, world: World) -> TextBatches:
         size, seed = self.config.optimiser_options.batch_size, self.config.run_options.seed
         return TextBatches(self.data.train, self.context, size, seed, rank=world.rank, world_size=world.size)
-
-    def prepare(self, inputs: Tensor, *, step: int, first: int) -> Tensor:
-        return inputs
 
     def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         inputs_NT, targets_NT = ordered_windows(self._tokens(split), self.context)

@@ -1,0 +1,132 @@
+"""Commands about runs: evaluate, report, list, study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+
+from paradepth.cli.parse import Commands, first_line, parse
+from paradepth.models import list_models
+from paradepth.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Evaluate a finished run on its test or validation split."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    branches: int | None = None
+    """Use the first K branches only."""
+    split: Literal["test", "validation"] = "test"
+    """Which split."""
+    data_dir: Path | None = None
+    """Where the data lies now, if it moved since training."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Write the HTML report of a run, or a comparison of several."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    out: Path | None = None
+    """HTML file; RUN/report.html for one run, comparison.html for several."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True)
+class _List:
+    """List recipes, models or studies."""
+
+    what: tyro.conf.Positional[Literal["recipes", "models", "studies"]]
+    """What to list."""
+    pattern: tyro.conf.Positional[str] = "*"
+    """Shell pattern that names must match."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Run a study: a grid of configurations and seeds. Finished cells are kept; a rerun does only what is missing."""
+
+    name: tyro.conf.Positional[str]
+    """Name of the study; see `paradepth list studies`."""
+    out: Path | None = None
+    """Folder for cells, results.json and report.html; studies/NAME by default."""
+    data_dir: Path | None = None
+    """Folder with local data sets; None fetches from the Hub."""
+    workers: int = 1
+    """Cells that run side by side, one thread each."""
+    only: str | None = None
+    """Shell pattern of the cells to run."""
+    rerun: bool = False
+    """Run finished cells again."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+def _evaluate(options: Sequence[str]) -> dict[str, Any]:
+    from paradepth.train.use import evaluate_run
+
+    o = parse(_Evaluate, options, "evaluate")
+    return evaluate_run(o.run, split=o.split, branches=o.branches, data_dir=o.data_dir, device=o.device)
+
+
+def _report(options: Sequence[str]) -> dict[str, Any]:
+    from paradepth.report import write_report
+
+    o = parse(_Report, options, "report")
+    if not o.runs:
+        raise ValueError("report needs at least one run directory")
+    out = o.out or (Path("comparison.html") if len(o.runs) > 1 else None)
+    return {"report": str(write_report(list(o.runs), out))}
+
+
+def _list(options: Sequence[str]) -> dict[str, Any]:
+    from fnmatch import fnmatchcase
+
+    from paradepth.studies import STUDIES
+
+    o = parse(_List, options, "list")
+    if o.what == "models":
+        return {"models": list_models(o.pattern)}
+    known = (
+        {name: first_line(function) for name, function in RECIPES.items()}
+        if o.what == "recipes"
+        else {name: study().title for name, study in STUDIES.items()}
+    )
+    return {o.what: {name: about for name, about in sorted(known.items()) if fnmatchcase(name, o.pattern)}}
+
+
+def _study(options: Sequence[str]) -> dict[str, Any]:
+    from paradepth.studies import get_study
+    from paradepth.studies.runner import run_study
+
+    o = parse(_Study, options, "study")
+    study = get_study(o.name)
+    out = o.out or Path("studies") / o.name
+    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
+    summary = run_study(study, out=out, data_dir=o.data_dir, workers=o.workers, only=o.only, rerun=o.rerun, say=say)
+    if summary["failed"]:
+        raise RuntimeError(f"{len(summary['failed'])} cells failed: {summary['failed']}")
+    return {key: str(value) if isinstance(value, Path) else value for key, value in summary.items()}
+
+
+COMMANDS: Commands = {
+    "evaluate": (_evaluate, "measure a run, with any number of its branches"),
+    "report": (_report, "write the HTML report of a run or a comparison of runs"),
+    "list": (_list, "list recipes, models or studies"),
+    "study": (_study, "run a study and build its report"),
+}

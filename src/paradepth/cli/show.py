@@ -1,0 +1,30 @@
+"""Results for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a result for people."""
+    console = Console(soft_wrap=True, highlight=False)
+    for key, value in result.items():
+        if isinstance(value, dict) and value and not any(isinstance(v, list | dict) for v in value.values()):
+            table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+            for name, about in value.items():
+                table.add_row(str(name), str(about))
+            console.print(table)
+        elif key == "accuracy" and isinstance(value, list):
+            console.print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
+        elif key == "predictions":
+            for item in value:
+                best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
+                console.print(f"{item['image']}: {best}", markup=False)
+        elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+            console.print("\n".join(value), markup=False)
+        else:
+            shown = f"{value:,.4g}" if isinstance(value, float) else value
+            console.print(f"{key}: {shown}", markup=False)
