@@ -221,7 +221,7 @@ def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dic
         "run": str(folder),
         "accuracy": report.get("accuracy"),
         "loss": report.get("loss"),
-        **trainer.task.measures(report.get("loss", [])),
+        **trainer.task.measures(report.get("loss", []), "test"),
         "parameters": sum(trainer.sizes.values()),
         "steps": trainer.step,
         "layer_evals": trainer.spent.layer_evals,

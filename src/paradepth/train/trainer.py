@@ -355,7 +355,7 @@ class Trainer:
             loss=result.loss,
             accuracy=result.accuracy,
             contribution=result.contribution,
-            **self.task.measures(result.loss),
+            **self.task.measures(result.loss, "validation"),
             ema=self.average is not None,
         )
         view.validation(progress=min(self.progress, 1.0), active=active, accuracy=result.accuracy, loss=result.loss)

@@ -52,7 +52,7 @@ def evaluate_run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": result.accuracy,
         "loss": result.loss,
-        **task.measures(result.loss),
+        **task.measures(result.loss, split),
     }
 
 

@@ -160,8 +160,8 @@ class Task(ABC):
     def ordered(self, split: str, start: int, stop: int) -> tuple[Any, Tensor]:
         """Samples start, start + 1, … stop − 1 of a split, those that exist: the model's inputs (B, …) and targets."""
 
-    def measures(self, loss: list[float]) -> dict[str, list[float]]:
-        """What else is told of losses by prefix: names and values by prefix."""
+    def measures(self, loss: list[float], split: str) -> dict[str, list[float]]:
+        """What else is told of losses by prefix on a split: names and values by prefix."""
         return {}
 
     def details(self, model: Any, split: str) -> dict[str, Any]:
@@ -173,5 +173,5 @@ class Task(ABC):
             "loss": result.loss,
             "accuracy": result.accuracy,
             "contribution": result.contribution,
-            **self.measures(result.loss),
+            **self.measures(result.loss, split),
         }

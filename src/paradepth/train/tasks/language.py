@@ -71,7 +71,7 @@ class LanguageTask(Task):
         inputs_NT, targets_NT = ordered_windows(self._tokens(split), self.context)
         return inputs_NT[start:stop].long(), targets_NT[start:stop].long()
 
-    def measures(self, loss: list[float]) -> dict[str, list[float]]:
+    def measures(self, loss: list[float], split: str) -> dict[str, list[float]]:
         """Perplexity e^loss and bits per byte loss / ln 2; a token is a byte, so both are about bytes."""
         return {
             "perplexity": [math.exp(value) if value < 700 else math.inf for value in loss],
