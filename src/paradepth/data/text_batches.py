@@ -21,12 +21,14 @@ class TextBatches:
         pass 1   |----|----|----|----|.....          and the first input of the next
 
     Args:
-        tokens: uint8 or int64, one dimension; batches lie on its device.
+        tokens: whole numbers of any type, one dimension, on the CPU; of a corpus on the disk only the windows of a
+            batch are read.
         context: T.
         batch_size: windows of a batch, over all ranks.
         seed: with the number of the pass it determines start and order of the windows.
         rank, world_size: this process reads the rank-th of world_size equal slices; the slices in the order of the
             ranks are the batch that a single process reads.
+        device: where batches go.
 
     Raises:
         ValueError: when batch_size is not a positive multiple of world_size, the rank does not exist, or there are
@@ -39,7 +41,14 @@ class TextBatches:
     """
 
     def __init__(
-        self, tokens: torch.Tensor, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        tokens: torch.Tensor,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
         if context < 1:
             raise ValueError(f"context is {context}, but must be at least 1 token")
@@ -60,6 +69,7 @@ class TextBatches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.device = device
         self._starts: tuple[int, torch.Tensor] | None = None  # the last pass asked for and where its windows start
 
     def __len__(self) -> int:
@@ -67,7 +77,7 @@ class TextBatches:
         return self.windows // self.batch_size
 
     def starts(self, pass_index: int, batch_index: int) -> torch.Tensor:
-        """Where the windows that :meth:`get` returns start (int64, on the device of the tokens)."""
+        """Where the windows that :meth:`get` returns start (int64, on the CPU)."""
         if pass_index < 0:
             raise IndexError(f"pass {pass_index} does not exist: passes count from 0")
         if not 0 <= batch_index < len(self):
@@ -78,21 +88,19 @@ class TextBatches:
         return batch.tensor_split(self.world_size)[self.rank]
 
     def get(self, pass_index: int, batch_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's slice of a batch: inputs_BT and targets_BT, int64.
+        """This rank's slice of a batch: inputs_BT and targets_BT, int64, on the device.
 
         Raises:
             IndexError: when pass or batch do not exist.
         """
         starts_B = self.starts(pass_index, batch_index)
-        offsets = torch.arange(self.context + 1, device=starts_B.device)
-        windows = self.tokens[starts_B[:, None] + offsets].long()
+        windows = self.tokens[starts_B[:, None] + torch.arange(self.context + 1)].long().to(self.device)
         return windows[:, :-1], windows[:, 1:]
 
     def _shuffled(self, pass_index: int) -> torch.Tensor:
         draws = generator(self.seed, "order of windows", pass_index)
         first = int(torch.randint(self.context, (), generator=draws))
-        order = torch.randperm(self.windows, generator=draws)
-        return (first + self.context * order).to(self.tokens.device)
+        return first + self.context * torch.randperm(self.windows, generator=draws)
 
 
 def shuffled_windows(tokens: int, context: int) -> int:

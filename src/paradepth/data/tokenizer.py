@@ -5,6 +5,7 @@ Both have the same special tokens, and both lose nothing: any text is encoded, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,11 @@ class Tokenizer(ABC):
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json` into the folder, atomically."""
 
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """The same for tokenisers that give the same numbers, whatever their place on the disk."""
+
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
         return [self.encode(text) for text in texts]
@@ -72,6 +78,10 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, *, special: bool = False) -> None:
         self.specials = {name: 256 + i for i, name in enumerate(SPECIALS)} if special else {}
         self.vocab_size = 256 + len(self.specials)
+
+    @property
+    def identity(self) -> str:
+        return "bytes"
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "surrogateescape"))
@@ -132,6 +142,10 @@ class BPETokenizer(Tokenizer):
         # A special token that stands in a text is text: it is encoded as its bytes.
         inner.encode_special_tokens = True
         return cls(inner)
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(self.inner.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         return self.inner.encode(text, add_special_tokens=False).ids

@@ -166,6 +166,7 @@ class OptimiserOptions:
         accumulate: parts into which a process cuts its share of a batch to save memory.
         optimiser: adamw, or muon for matrices with adamw for the rest.
         learning_rate: peak rate.
+        betas: decay of AdamW's averages of the gradient and of its square.
         weight_decay: decoupled; on matrices only.
         warmup: part of the span spent warming up.
         decay: cosine to zero, constant after the warm-up, or falling as 1/√step after it.
@@ -181,6 +182,7 @@ class OptimiserOptions:
     accumulate: int = 1
     optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     warmup: float = 0.05
     decay: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
@@ -373,6 +375,7 @@ def check_options(config: Config) -> None:
         ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
         ("accumulate", o.accumulate, o.accumulate >= 1, "at least 1"),
         ("learning_rate", o.learning_rate, 0 < o.learning_rate < float("inf"), "positive"),
+        ("betas", o.betas, len(o.betas) == 2 and all(0 <= b < 1 for b in o.betas), "two numbers, at least 0, below 1"),
         ("weight_decay", o.weight_decay, 0 <= o.weight_decay < float("inf"), "at least 0"),
         ("clip", o.clip, o.clip >= 0, "at least 0 (0 does not clip)"),
         ("label_smoothing", o.label_smoothing, 0 <= o.label_smoothing < 1, "at least 0 and below 1"),

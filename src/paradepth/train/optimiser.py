@@ -18,7 +18,7 @@ class Optimiser:
 
     Args:
         model: a model with `parts()`.
-        options: optimiser, peak learning rate and weight decay.
+        options: optimiser, peak learning rate, betas and weight decay.
     """
 
     def __init__(self, model: nn.Module, options: OptimiserOptions) -> None:
@@ -36,7 +36,8 @@ class Optimiser:
             for (kind, decay), parameters in kinds.items():
                 groups[kind].append({"params": parameters, "weight_decay": decay, "part": part})
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups["adamw"], lr=self.base_rate, fused=True)  # fused kernels exist for CPUs and GPUs
+            # Fused kernels exist for CPUs and GPUs.
+            torch.optim.AdamW(groups["adamw"], lr=self.base_rate, betas=options.betas, fused=True)
         ]
         if groups["muon"]:
             muon = torch.optim.Muon(groups["muon"], lr=self.base_rate, adjust_lr_fn="match_rms_adamw")

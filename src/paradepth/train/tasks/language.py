@@ -1,4 +1,4 @@
-"""Text to the byte that follows.
+"""Text to the token that follows.
 
 Shapes: B batch, T tokens (the context), N windows of a split.
 """
@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from paradepth.data.text import TEXT_NAMES, TextData, load_text
+from paradepth.data.text import SPLITS, TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches, ordered_windows, shuffled_windows
+from paradepth.data.tokenizer import ByteTokenizer
 from paradepth.distributed import World
 from paradepth.models import CausalLM
 from paradepth.train.config import Config
@@ -22,7 +23,7 @@ _EVALUATED_TOKENS = 2**15  # at a time: their logits of every prefix are in memo
 
 
 class LanguageTask(Task):
-    """Predicts every next byte: a sample is a window of `context` bytes, with as many targets.
+    """Predicts every next token: a sample is a window of `context` tokens, with as many targets.
 
     Raises:
         ValueError: also for a text that is shorter than its windows.
@@ -31,25 +32,38 @@ class LanguageTask(Task):
     model_class = CausalLM
     data_names: ClassVar[tuple[str, ...]] = TEXT_NAMES
     kind = "text"
+    own_options = ("tokenizer", "vocab_size")
 
     data: TextData
 
     def __init__(self, config: Config, data: TextData) -> None:
         super().__init__(config, data)
         self.context: int = self.shape.context
-        self.unit = f"windows of {self.context} bytes"
+        noun = "bytes" if isinstance(data.tokenizer, ByteTokenizer) else "tokens"
+        self.unit = f"windows of {self.context} {noun}"
         self.evaluation_batch = max(1, _EVALUATED_TOKENS // self.context)
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             if self.count(split) < 1:
                 raise ValueError(
                     f"context is {self.context}, but the {split} text of {data.name!r} has only "
-                    f"{len(self._tokens(split))} bytes; take a shorter context or a longer text"
+                    f"{len(self._tokens(split))} {noun}; take a shorter context or a longer text"
                 )
 
     @classmethod
     def load(cls, config: Config, *, assets: Path | None = None) -> Self:
         d = config.data_options
-        return cls(config, load_text(d.data, data_dir=d.data_dir, validation_fraction=d.validation_fraction))
+        data = load_text(
+            d.data,
+            data_dir=d.data_dir,
+            validation_fraction=d.validation_fraction,
+            tokenizer=d.tokenizer or "bytes",
+            vocab_size=d.vocab_size,
+            assets=assets,
+        )
+        return cls(config, data)
+
+    def save_assets(self, folder: Path) -> None:
+        self.data.tokenizer.save(folder)
 
     def data_shape(self) -> dict[str, Any]:
         return {"vocab_size": self.data.vocab_size}
@@ -65,15 +79,25 @@ class LanguageTask(Task):
 
     def batches(self, world: World) -> TextBatches:
         size, seed = self.config.optimiser_options.batch_size, self.config.run_options.seed
-        return TextBatches(self.data.train, self.context, size, seed, rank=world.rank, world_size=world.size)
+        return TextBatches(
+            self.data.train,
+            self.context,
+            size,
+            seed,
+            rank=world.rank,
+            world_size=world.size,
+            device=self.data.device,
+        )
 
     def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         inputs_NT, targets_NT = ordered_windows(self._tokens(split), self.context)
-        return inputs_NT[start:stop].long(), targets_NT[start:stop].long()
+        inputs_BT, targets_BT = (part[start:stop].long().to(self.data.device) for part in (inputs_NT, targets_NT))
+        return inputs_BT, targets_BT
 
     def measures(self, loss: list[float], split: str) -> dict[str, list[float]]:
-        """Perplexity e^loss and bits per byte loss / ln 2; a token is a byte, so both are about bytes."""
+        """Perplexity e^loss, of a token, and bits per byte, loss / ln 2 over the bytes that a token stands for."""
+        bits_per_nat = 1 / (math.log(2) * self.data.bytes_per_token(split))
         return {
             "perplexity": [math.exp(value) if value < 700 else math.inf for value in loss],
-            "bits_per_byte": [value / math.log(2) for value in loss],
+            "bits_per_byte": [value * bits_per_nat for value in loss],
         }
