@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 
-def _mix(h: Tensor) -> Tensor:
-    # Shifts of signed integers copy the sign, so each is masked to act as an unsigned shift.
-    h = h ^ ((h >> 16) & 0xFFFF)
-    h = h * 0x7FEB352D
-    h = h ^ ((h >> 15) & 0x1FFFF)
-    h = h * -0x7B935975  # 0x846ca68b as a signed 32-bit number
-    return h ^ ((h >> 16) & 0xFFFF)
+def _mix_(h: Tensor) -> Tensor:
+    # In place, since fresh memory for every operation takes more time than the arithmetic. Shifts of signed integers copy
+    # the sign, so each is masked to act as an unsigned shift.
+    for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -0x7B935975)):  # the second is 0x846ca68b
+        h ^= (h >> shift).bitwise_and_(mask)
+        h *= factor
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    return h
 
 
 class Dropout(nn.Module):
@@ -59,7 +60,7 @@ class Dropout(nn.Module):
         if self.p == 0.0 or not self.training:
             return x
         index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
-        h = _mix(_mix(index + self.key[0]) ^ self.key[1])
+        h = _mix_(_mix_(index + self.key[0]).bitwise_xor_(self.key[1]))
         threshold = round(self.p * 2**32) - 2**31  # signed comparison stands for the unsigned one
         keep = (h >= threshold).view(x.shape)
         return x * keep.to(x.dtype) * (1.0 / (1.0 - self.p))

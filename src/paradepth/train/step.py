@@ -16,6 +16,7 @@ from paradepth.models import TrunkModel
 from paradepth.train.schedules import Objective
 
 IGNORED = -100  # a target that does not count: padding, a token that was not masked
+UNSEEN = -101  # in evaluation: a label that is none of the classes; never right, and without a loss
 
 
 class TrainStep(nn.Module):
@@ -52,7 +53,8 @@ class TrainStep(nn.Module):
         loss = torch.zeros((), device=targets.device)
         flat_B = targets.flatten()
         count = (flat_B != IGNORED).sum().clamp(min=1)
-        for weight, logits_BN in zip(weights, logits_nBN.float().unbind(0), strict=True):
+        logits_nBN = logits_nBN.float()  # also for argmax, which is slow in half precision on CPUs
+        for weight, logits_BN in zip(weights, logits_nBN.unbind(0), strict=True):
             if weight:
                 entropy = F.cross_entropy(
                     logits_BN.flatten(0, -2),
