@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,6 +52,41 @@ class ClassifierHead(nn.Module):
     def flops(self, tokens: int = 1) -> int:
         """Floating-point operations for one sample (a multiply-add counts two), whatever its number of tokens."""
         return 2 * self.classify.in_features * self.classify.out_features
+
+
+class TokenClassifierHead(nn.Module):
+    """Normalises every token's state and maps it to class logits.
+
+    Leading dimensions pass through, so the states of all prefixes, (n, B, T, D), take one call.
+
+    Args:
+        width: D.
+        num_classes: N, at least 1.
+
+    Raises:
+        ValueError: fewer than one class.
+
+    >>> import torch
+    >>> TokenClassifierHead(64, 17)(torch.randn(4, 2, 16, 64)).shape
+    torch.Size([4, 2, 16, 17])
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.classify.weight, std=0.02)
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Maps states (…, T, D) to logits (…, T, N)."""
+        return self.classify(self.norm(x_TD))
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations for one sample of so many tokens (a multiply-add counts two)."""
+        return 2 * tokens * self.classify.weight.numel()
 
 
 class LanguageModelHead(nn.Module):
@@ -103,3 +139,40 @@ class LanguageModelHead(nn.Module):
     def flops(self, tokens: int) -> int:
         """Floating-point operations for one sample of so many tokens (a multiply-add counts two)."""
         return 2 * tokens * self.weight.numel()
+
+
+class MaskedLMHead(LanguageModelHead):
+    """BERT's head over the vocabulary: every token's state is normalised, mapped to another of the same width, put
+    through GELU, normalised, and mapped to logits with a bias.
+
+    Args:
+        width: D.
+        vocab_size: V, at least 1.
+        tied: the embedding whose weight is used, as in `LanguageModelHead`.
+
+    Raises:
+        ValueError: an empty vocabulary, or an embedding of another shape.
+
+    Source: BERT (arXiv 1810.04805), its reference implementation; the first normalisation ends a pre-LN trunk.
+
+    >>> import torch
+    >>> MaskedLMHead(64, 256)(torch.randn(4, 2, 16, 64)).shape
+    torch.Size([4, 2, 16, 256])
+    """
+
+    def __init__(self, width: int, vocab_size: int, *, tied: nn.Embedding | None = None) -> None:
+        super().__init__(width, vocab_size, tied=tied)
+        self.transform = nn.Linear(width, width)
+        self.transform_norm = nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        nn.init.xavier_uniform_(self.transform.weight)
+        nn.init.zeros_(self.transform.bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Maps states (…, T, D) to logits (…, T, V)."""
+        x_TD = self.transform_norm(F.gelu(self.transform(self.norm(x_TD))))
+        return F.linear(x_TD, self.weight, self.bias)
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations for one sample of so many tokens (a multiply-add counts two)."""
+        return super().flops(tokens) + 2 * tokens * self.transform.weight.numel()
