@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import paradepth
 from paradepth.distributed import World
-from paradepth.train import Interrupted, NonFiniteLoss, resume_run, start_run
+from paradepth.train import Config, Interrupted, NonFiniteLoss, resume_run, start_run
+from paradepth.train.config import check_options
 from paradepth.train.optimiser import Optimiser
 from paradepth.train.run import read_run_config
 from paradepth.train.schedules import Annealing, Objective, build_schedule
@@ -87,8 +88,8 @@ def test_an_epoch_of_the_cycle_is_two_passes(tmp_path: Path) -> None:
     assert cycle["layer_evals"] == 32 * once["steps"] * (1 + 2 + 3 + 3)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_resume_is_exact_for_both_optimisers(optimiser: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
+def test_resume_is_exact_for_every_optimiser(optimiser: str, tmp_path: Path) -> None:
     config = tiny_config("one_pass", optimiser=optimiser, checkpoint_every=5)
     start_run(config, tmp_path / "whole")
 
@@ -106,6 +107,35 @@ def test_resume_is_exact_for_both_optimisers(optimiser: str, tmp_path: Path) -> 
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     assert [e["step"] for e in events(tmp_path / "cut", "resumed")] == [10]
     assert events(tmp_path / "cut", "validation") == events(tmp_path / "whole", "validation")
+
+
+def test_sgd_is_the_textbook_update_and_refuses_what_is_adamws() -> None:
+    model = paradepth.create_model("vit_nano", depth=1, image_size=8, patch_size=4).double()
+    options = {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.8, "weight_decay": 0.01}
+    optimiser = Optimiser(model, Config().replace(**options).optimiser_options)
+    named = dict(model.named_parameters())
+    by_hand = {name: parameter.detach().clone() for name, parameter in named.items()}
+    velocity = {name: torch.zeros_like(value) for name, value in by_hand.items()}
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for factor in (1.0, 0.5, 0.5):
+        optimiser.zero_grad()
+        model(images).square().sum().backward()
+        optimiser.set_rates(dict.fromkeys(model.parts(), factor))
+        for name, parameter in named.items():
+            assert parameter.grad is not None
+            decay = 0.01 if parameter.dim() == 2 and "positions" not in name else 0.0
+            velocity[name] = 0.8 * velocity[name] + parameter.grad + decay * by_hand[name]
+            by_hand[name] = by_hand[name] - 0.1 * factor * velocity[name]
+        optimiser.step()
+        for name, parameter in named.items():
+            torch.testing.assert_close(parameter.detach(), by_hand[name], rtol=0, atol=1e-12)
+    for wrong, words in (
+        ({"momentum": 1.0, "optimiser": "sgd"}, "momentum is 1.0; it must be at least 0 and below 1"),
+        ({"momentum": 0.9}, "momentum is 0.9; it means nothing to optimiser 'adamw'"),
+        ({"betas": (0.8, 0.9), "optimiser": "sgd"}, "they mean nothing to optimiser 'sgd'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_options(Config().replace(**wrong))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

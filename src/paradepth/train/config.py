@@ -100,6 +100,8 @@ class DataOptions:
         columns: labelled texts of your own: names of the text column, or of both, and of the label column.
         languages: pairs: source and target language.
         tags: tagged sentences: what is predicted for a word: its part of speech, its morphological features, or both.
+        pack: tagged sentences: put sentences that follow each other into one sample, up to the model's context.
+        word_dropout: tagged sentences: part of the training words that are treated as words not in the vocabulary.
         flip: random horizontal flips.
         crop_padding: random crops after padding by that many pixels.
         rand_augment: RandAugment's number of operations and magnitude.
@@ -118,6 +120,8 @@ class DataOptions:
     columns: tuple[str, ...] | None = None
     languages: tuple[str, str] | None = None
     tags: Literal["upos", "features", "both"] | None = None
+    pack: bool = False
+    word_dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,11 @@ class OptimiserOptions:
             backward).
         batch_size: samples of one update, over all processes.
         accumulate: parts into which a process cuts its share of a batch to save memory.
-        optimiser: adamw, or muon for matrices with adamw for the rest.
+        optimiser: adamw; muon for matrices with adamw for the rest; or sgd.
         learning_rate: peak rate.
         betas: decay of AdamW's averages of the gradient and of its square.
-        weight_decay: decoupled; on matrices only.
+        momentum: of sgd; 0.9 where it is not given.
+        weight_decay: decoupled, but sgd adds it to the gradient; on matrices only.
         warmup: part of the span spent warming up.
         decay: cosine to zero, constant after the warm-up, or falling as 1/√step after it.
         clip: largest gradient norm; 0 does not clip.
@@ -180,9 +185,10 @@ class OptimiserOptions:
     budget: str = "20 epochs"
     batch_size: int = 128
     accumulate: int = 1
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["adamw", "muon", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float | None = None
     weight_decay: float = 0.05
     warmup: float = 0.05
     decay: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
@@ -389,8 +395,13 @@ def check_options(config: Config) -> None:
         ("checkpoint_every", r.checkpoint_every, r.checkpoint_every is None or r.checkpoint_every >= 1, "at least 1"),
         ("crop_padding", d.crop_padding, d.crop_padding >= 0, "at least 0"),
         ("seed", r.seed, 0 <= r.seed < 2**31, "between 0 and 2147483647"),
-        ("optimiser", o.optimiser, o.optimiser in ("adamw", "muon"), "'adamw' or 'muon'"),
+        ("optimiser", o.optimiser, o.optimiser in ("adamw", "muon", "sgd"), "'adamw', 'muon' or 'sgd'"),
+        ("momentum", o.momentum, o.momentum is None or 0 <= o.momentum < 1, "at least 0 and below 1"),
         ("precision", r.precision, r.precision in ("auto", "bf16", "float32"), "'auto', 'bf16' or 'float32'"),
     ):
         if not ok:
             raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+    if o.momentum is not None and o.optimiser != "sgd":
+        raise ValueError(f"momentum is {o.momentum}; it means nothing to optimiser {o.optimiser!r}, only to 'sgd'")
+    if o.optimiser == "sgd" and tuple(o.betas) != OptimiserOptions.betas:
+        raise ValueError(f"betas are {o.betas}; they mean nothing to optimiser 'sgd', which has a momentum")

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW for everything, or Muon for the trunk's matrices and AdamW for the rest."""
+"""Optimisers: AdamW for everything, Muon for the trunk's matrices and AdamW for the rest, or SGD with momentum."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ class Optimiser:
 
     Args:
         model: a model with `parts()`.
-        options: optimiser, peak learning rate, betas and weight decay.
+        options: optimiser, peak learning rate, betas or momentum, and weight decay.
     """
 
     def __init__(self, model: nn.Module, options: OptimiserOptions) -> None:
         self.base_rate = options.learning_rate
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
+        groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "sgd": []}
+        rest = "sgd" if options.optimiser == "sgd" else "adamw"
         for part, module in model.parts().items():  # pyright: ignore[reportCallIssue]
             kinds: dict[tuple[str, float], list[nn.Parameter]] = {}
             for parameter in module.parameters():
                 matrix = parameter.dim() == 2
                 hidden = part not in ("stem", "head")  # Muon is for hidden matrices; embeddings and outputs take AdamW
-                kind = "muon" if options.optimiser == "muon" and matrix and hidden else "adamw"
+                kind = "muon" if options.optimiser == "muon" and matrix and hidden else rest
                 decays = matrix and "positions" not in self.names[parameter]
                 kinds.setdefault((kind, options.weight_decay if decays else 0.0), []).append(parameter)
             for (kind, decay), parameters in kinds.items():
                 groups[kind].append({"params": parameters, "weight_decay": decay, "part": part})
-        self.optimisers: list[torch.optim.Optimizer] = [
-            # Fused kernels exist for CPUs and GPUs.
-            torch.optim.AdamW(groups["adamw"], lr=self.base_rate, betas=options.betas, fused=True)
-        ]
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if groups["adamw"]:  # fused kernels exist for CPUs and GPUs
+            adamw = torch.optim.AdamW(groups["adamw"], lr=self.base_rate, betas=options.betas, fused=True)
+            self.optimisers.append(adamw)
+        if groups["sgd"]:
+            momentum = 0.9 if options.momentum is None else options.momentum
+            self.optimisers.append(torch.optim.SGD(groups["sgd"], lr=self.base_rate, momentum=momentum))
         if groups["muon"]:
             muon = torch.optim.Muon(groups["muon"], lr=self.base_rate, adjust_lr_fn="match_rms_adamw")
             self.optimisers.append(muon)
