@@ -2,19 +2,35 @@
 
 from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
+from paradepth.models.generate import Generation, Piece, generate, generate_stream
 from paradepth.models.image_classifier import ImageClassifier, ImageClassifierConfig
+from paradepth.models.masked_lm import MaskedLM, MaskedLMConfig, fill_mask
 from paradepth.models.pretrained import from_pretrained
 from paradepth.models.registry import create_model, list_models, model_class, model_config
+from paradepth.models.tagger import Tagger, TaggerConfig
+from paradepth.models.translator import Translator, TranslatorConfig, translate
 
 __all__ = [
     "CausalLM",
     "CausalLMConfig",
+    "Generation",
     "ImageClassifier",
     "ImageClassifierConfig",
+    "MaskedLM",
+    "MaskedLMConfig",
+    "Piece",
+    "Tagger",
+    "TaggerConfig",
+    "Translator",
+    "TranslatorConfig",
     "TrunkModel",
     "create_model",
+    "fill_mask",
     "from_pretrained",
+    "generate",
+    "generate_stream",
     "list_models",
     "model_class",
     "model_config",
+    "translate",
 ]

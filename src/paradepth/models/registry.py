@@ -9,6 +9,9 @@ from typing import Any
 from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM
 from paradepth.models.image_classifier import ImageClassifier
+from paradepth.models.masked_lm import MaskedLM
+from paradepth.models.tagger import Tagger
+from paradepth.models.translator import Translator
 
 _SIZES: dict[str, dict[str, int]] = {
     "nano": {"width": 64, "heads": 2, "mlp": 256},
@@ -44,9 +47,36 @@ _CAUSAL_LMS: dict[str, dict[str, Any]] = {
     "gpt2": {"width": 768, "heads": 12, "mlp": 3072, "depth": 12, "vocab_size": 50257, "context": 1024},
 }
 
+_TRANSLATORS: dict[str, dict[str, Any]] = {
+    "translator_nano": {**_SIZES["nano"], "depth": 2},
+    "translator_mini": {"width": 128, "heads": 4, "mlp": 512, "depth": 3},
+    # The size of the translation runs of Layer-Parallel Training for Transformers (arXiv 2601.09026).
+    "translator_base": {"width": 512, "heads": 8, "mlp": 2048, "depth": 6, "context": 274},
+}
+
+_TAGGERS: dict[str, dict[str, Any]] = {
+    "tagger_nano": {**_SIZES["nano"], "depth": 2},
+    "tagger_mini": {"width": 128, "heads": 4, "mlp": 256, "depth": 4},
+    # Deep and narrow, as an ODE in depth: layers for layer-parallel training.
+    "tagger_deep": {"width": 64, "heads": 2, "mlp": 128, "depth": 20, "step": 1 / 16, "buffers": (2, 2)},
+    # The morphological classification of Layer-Parallel Training for Transformers (arXiv 2601.09026); its step is not
+    # stated, and taken so that the depth is a unit of time.
+    "tagger_gum": {"width": 128, "heads": 1, "mlp": 128, "depth": 64, "step": 1 / 64, "context": 2048},
+}
+
+_MASKED_LMS: dict[str, dict[str, Any]] = {
+    "bert_nano": {**_SIZES["nano"], "depth": 4},
+    "bert_mini": {**_SIZES["tiny"], "depth": 4},
+    # The smallest published BERT, here with normalisation at the start of a layer.
+    "bert_base": {"width": 768, "heads": 12, "mlp": 3072, "depth": 12, "vocab_size": 30522, "pad": 0, "context": 512},
+}
+
 _MODELS: dict[str, tuple[type[TrunkModel], dict[str, Any]]] = {
     **{name: (ImageClassifier, shape) for name, shape in _IMAGE_CLASSIFIERS.items()},
     **{name: (CausalLM, shape) for name, shape in _CAUSAL_LMS.items()},
+    **{name: (MaskedLM, shape) for name, shape in _MASKED_LMS.items()},
+    **{name: (Tagger, shape) for name, shape in _TAGGERS.items()},
+    **{name: (Translator, shape) for name, shape in _TRANSLATORS.items()},
 }
 
 

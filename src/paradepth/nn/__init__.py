@@ -4,11 +4,13 @@ from paradepth.nn.attention import CrossAttention, MultiHeadAttention
 from paradepth.nn.cache import KeyValueCache
 from paradepth.nn.dropout import Dropout, dropout_keys, set_dropout_key
 from paradepth.nn.feed_forward import FeedForward
-from paradepth.nn.heads import ClassifierHead, LanguageModelHead
+from paradepth.nn.heads import ClassifierHead, LanguageModelHead, MaskedLMHead, TokenClassifierHead
 from paradepth.nn.joint_layers import SourceLayer, TargetLayer
+from paradepth.nn.joint_stem import JointStem, TargetHead
 from paradepth.nn.layer import EncoderLayer
 from paradepth.nn.stem import PatchStem
 from paradepth.nn.token_stem import TokenStem
+from paradepth.nn.word_stem import WordStem
 
 __all__ = [
     "ClassifierHead",
@@ -16,13 +18,18 @@ __all__ = [
     "Dropout",
     "EncoderLayer",
     "FeedForward",
+    "JointStem",
     "KeyValueCache",
     "LanguageModelHead",
+    "MaskedLMHead",
     "MultiHeadAttention",
     "PatchStem",
     "SourceLayer",
+    "TargetHead",
     "TargetLayer",
+    "TokenClassifierHead",
     "TokenStem",
+    "WordStem",
     "dropout_keys",
     "set_dropout_key",
 ]

@@ -1,5 +1,6 @@
 """Recipes: functions that return the options of a run; each docstring states the expected time and accuracy."""
 
+from paradepth.recipes.bert import bert_c4, bert_mini
 from paradepth.recipes.images import (
     cifar10_paraformer,
     cifar10_vit,
@@ -16,8 +17,12 @@ from paradepth.recipes.language import (
     shakespeare_mgrit_control,
 )
 from paradepth.recipes.registry import RECIPES, get_recipe
+from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger
+from paradepth.recipes.translation import multi30k_transformer
 
 for _recipe in (
+    bert_mini,
+    bert_c4,
     digits_paraformer,
     fashion_paraformer,
     fashion_vit,
@@ -29,6 +34,10 @@ for _recipe in (
     shakespeare_mgrit,
     shakespeare_mgrit_control,
     shakespeare_branch_sums,
+    multi30k_transformer,
+    ewt_tagger,
+    ewt_paraformer,
+    ewt_mgrit,
 ):
     RECIPES[_recipe.__name__] = _recipe
 

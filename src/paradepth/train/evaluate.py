@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from paradepth.distributed import World
 from paradepth.models import TrunkModel
-from paradepth.train.step import IGNORED
+from paradepth.train.step import IGNORED, UNSEEN
 
 if TYPE_CHECKING:
     from paradepth.train.tasks import Task
@@ -41,22 +41,24 @@ def evaluate(
     model.eval()
     n = model.prefixes
     branches = n if model.config.branches else 0
-    sums = torch.zeros(1 + 2 * n + branches, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(2 + 2 * n + branches, dtype=torch.float64, device=world.device)
     starts = list(range(0, task.count(split), task.evaluation_batch))
     for start in starts[world.rank :: world.size]:
         inputs, targets_B = task.ordered(split, start, start + task.evaluation_batch)
         with torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
             logits_nBN = model.prefix_logits(inputs).float().flatten(1, -2)
         flat_B = targets_B.flatten()
+        known_B = flat_B.masked_fill(flat_B == UNSEEN, IGNORED)
         losses_n = torch.stack(
-            [F.cross_entropy(logits_BN, flat_B, ignore_index=IGNORED, reduction="sum") for logits_BN in logits_nBN]
+            [F.cross_entropy(logits_BN, known_B, ignore_index=IGNORED, reduction="sum") for logits_BN in logits_nBN]
         )
-        sums[0] += (flat_B != IGNORED).sum()
-        sums[1 : 1 + n] += losses_n
-        sums[1 + n : 1 + 2 * n] += (logits_nBN.argmax(dim=-1) == flat_B).sum(dim=1)
+        sums[0] += (known_B != IGNORED).sum()
+        sums[1] += (flat_B != IGNORED).sum()
+        sums[2 : 2 + n] += losses_n
+        sums[2 + n : 2 + 2 * n] += (logits_nBN.argmax(dim=-1) == flat_B).sum(dim=1)
         if branches and start == 0:  # one batch tells the contributions well enough
-            sums[1 + 2 * n :] += model.contributions(inputs).double().mean(dim=1)
+            sums[2 + 2 * n :] += model.contributions(inputs).double().mean(dim=1)
     model.train(was_training)
-    counted, *values = world.sum(sums).tolist()
-    counted = max(counted, 1.0)
-    return Evaluation([v / counted for v in values[:n]], [v / counted for v in values[n : 2 * n]], values[2 * n :])
+    known, counted, *values = world.sum(sums).tolist()
+    losses = [value / max(known, 1.0) for value in values[:n]]
+    return Evaluation(losses, [value / max(counted, 1.0) for value in values[n : 2 * n]], values[2 * n :])

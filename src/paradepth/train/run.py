@@ -39,6 +39,7 @@ from paradepth.train.trainer import Trainer
 _RUN_FILES = (
     "config.json",
     "tokenizer.json",
+    "words.json",
     "model.safetensors",
     "metrics.jsonl",
     "environment.json",

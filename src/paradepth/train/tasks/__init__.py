@@ -10,10 +10,23 @@ from paradepth.train.config import Config
 from paradepth.train.tasks.base import Task
 from paradepth.train.tasks.images import ImageTask
 from paradepth.train.tasks.language import LanguageTask
+from paradepth.train.tasks.masked import MaskedTask
+from paradepth.train.tasks.tagging import TaggingTask
+from paradepth.train.tasks.translation import TranslationTask
 
-TASKS: tuple[type[Task], ...] = (ImageTask, LanguageTask)
+TASKS: tuple[type[Task], ...] = (ImageTask, LanguageTask, MaskedTask, TaggingTask, TranslationTask)
 
-__all__ = ["TASKS", "ImageTask", "LanguageTask", "Task", "load_data", "task_class"]
+__all__ = [
+    "TASKS",
+    "ImageTask",
+    "LanguageTask",
+    "MaskedTask",
+    "TaggingTask",
+    "Task",
+    "TranslationTask",
+    "load_data",
+    "task_class",
+]
 
 
 def task_class(config: Config) -> type[Task]:

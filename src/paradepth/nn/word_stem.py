@@ -1,0 +1,77 @@
+"""Words, each given by several whole numbers, to states.
+
+Shapes: B batch, T words, F numbers of a word, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paradepth.nn.dropout import Dropout
+
+PADDING = 0  # its row stays zero
+
+
+class WordStem(nn.Module):
+    """Adds up the embeddings of a word's numbers, normalises the sum and adds a learned embedding of the position.
+
+    The numbers are rows of one table, so that parts of words (ends, shapes) that other words have too stand for a word
+    that was never seen. Row 0 is padding: it is zero and stays zero.
+
+    Args:
+        vocab_size: rows of the table, padding included.
+        features: F.
+        context: the longest sequence, in words.
+        width: D.
+        dropout: dropout probability of the embedding.
+
+    Raises:
+        ValueError: a vocabulary, F or a context below 1.
+
+    >>> WordStem(100, 3, 64, 32)(torch.randint(100, (2, 10, 3))).shape
+    torch.Size([2, 10, 32])
+    """
+
+    def __init__(self, vocab_size: int, features: int, context: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("features", features), ("context", context)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.tokens = context
+        self.features = features
+        self.embed = nn.Embedding(vocab_size, width, padding_idx=PADDING)
+        self.norm = nn.LayerNorm(width)
+        self.positions = nn.Parameter(torch.zeros(context, width))
+        self.dropout = Dropout(dropout)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        with torch.no_grad():
+            self.embed.weight[PADDING].zero_()
+
+    def forward(self, words_BTF: Tensor) -> Tensor:
+        """Embeds whole numbers from 0 to vocab_size − 1; returns (B, T, D).
+
+        Raises:
+            ValueError: not (batch, words, F), no word or more than the context, another dtype than int64 or int32, or
+                (on the CPU, where looking does not make the device wait) a number outside the table.
+        """
+        if words_BTF.dim() != 3 or not 1 <= words_BTF.shape[1] <= self.tokens or words_BTF.shape[2] != self.features:
+            raise ValueError(
+                f"words have shape {tuple(words_BTF.shape)}; this model takes (batch, words, {self.features}) with 1 "
+                f"to {self.tokens} words, its context"
+            )
+        if words_BTF.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"words are {words_BTF.dtype}; this model takes torch.int64 or torch.int32")
+        if words_BTF.device.type == "cpu" and not torch.compiler.is_compiling() and words_BTF.numel():
+            low, high = (int(value) for value in words_BTF.aminmax())
+            if low < 0 or high >= self.embed.num_embeddings:
+                raise ValueError(
+                    f"words run from {low} to {high}; this model's table has rows 0 to {self.embed.num_embeddings - 1}"
+                )
+        summed_BTD = self.embed(words_BTF).sum(dim=2)
+        return self.dropout(self.norm(summed_BTD) + self.positions[: words_BTF.shape[1]])
+
+    def flops(self) -> int:
+        """Floating-point operations of embedding one full sequence: the additions."""
+        return self.tokens * self.features * self.embed.embedding_dim

@@ -1,0 +1,42 @@
+"""Tagging."""
+
+from __future__ import annotations
+
+from paradepth.train import Config
+
+
+def ewt_tagger() -> Config:
+    """UD English EWT, parts of speech: 4 layers of width 128 in series, no pretraining."""
+    return Config().replace(
+        model="tagger_mini",
+        data="ud_english_ewt",
+        tags="upos",
+        word_dropout=0.1,
+        dropout=0.2,
+        budget="10 epochs",
+        batch_size=32,
+        learning_rate=2e-3,
+        weight_decay=0.1,
+        warmup=0.1,
+        validations=10,
+    )
+
+
+def ewt_paraformer() -> Config:
+    """`ewt_tagger` with 4 branches of one layer each in place of 4 layers in series."""
+    return ewt_tagger().replace(branches=4, depth=1, schedule="one_pass")
+
+
+def ewt_mgrit() -> Config:
+    """UD English EWT, parts of speech: 20 layers of width 64, the middle 16 solved by MGRIT, two levels, c = 2."""
+    return ewt_tagger().replace(
+        model="tagger_deep",
+        executor="mgrit",
+        levels=2,
+        coarsening=2,
+        relaxation="F",
+        coarse="sample",
+        forward_iterations=2,
+        backward_iterations=1,
+        budget="3 epochs",
+    )
