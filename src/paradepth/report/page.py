@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import jinja2
 import numpy as np
 
 from paradepth.report import depth, figure, plots, text
+from paradepth.report.confusion import confusion_table
+from paradepth.report.examples import example_groups
+from paradepth.report.measures import Measure
 from paradepth.report.read import Run, number, read_run
 
-LARGEST_TABLE = 20  # classes; a larger confusion matrix is drawn as an image
+SMALL = ("accuracy", "loss")  # measures that every run has: shown after its own ones
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -84,7 +86,8 @@ def run_page(run: Run) -> str:
     """HTML of the page of one run."""
     with figure.style():
         progress, prefixes, branches = plots.progress(run), plots.prefix_curves(run), plots.branches(run)
-        confusion = _confusion(run)
+        found = run.evaluation or {}
+        confusion = confusion_table(found["confusion"], run.class_names) if found.get("confusion") else None
         layer_parallel = depth.depth_plots(run)
     return render(
         "run.html.j2",
@@ -98,14 +101,18 @@ def run_page(run: Run) -> str:
         layer_parallel=layer_parallel,
         depth_rows=depth.depth_rows(run),
         serial=run.branches == 0,
-        language=run.language,
+        main=run.main,
         split=run.split,
+        counted=run.kind.counted,
+        section=run.kind.section,
+        prefix_columns=[measure.name for measure in table_measures(run)],
         prefix_rows=prefix_rows(run),
+        signature=str(found.get("signature") or ""),
         confusion=confusion,
-        examples=_examples(run),
+        examples=example_groups(found.get("examples") or [], run.class_names, run.branches),
         cost=cost(run),
         environment=text.settings(run.environment, ("command",)),
-        model=text.settings(run.model, ("class_names",)),
+        model=text.settings(run.model, ("class_names", "tag_names", "label_names")),
         training=text.settings({name: value for name, value in run.options.items() if value is not None}),
         defaults=[name.replace("_", " ") for name, value in run.options.items() if value is None],
         command=str(run.environment.get("command", "")),
@@ -128,16 +135,16 @@ def subtitle(run: Run) -> str:
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline figures: name, value, remark."""
-    accuracy = run.accuracy
+    measures = [run.measure(key) for key in run.kind.headline if run.values(key)] or [run.main]
     samples = number(run.evaluation or {}, "samples")
-    if not accuracy:
-        first = ("Accuracy", text.MISSING, "not measured")
-    elif run.evaluation is None:
-        first = ("Validation accuracy", text.percent(accuracy[-1]), "not tested")
-    else:
-        remark = f"{samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
-        first = (f"{run.split.capitalize()} accuracy", text.percent(accuracy[-1]), remark)
-    headline = [_language_fact(run), first] if run.language else [first]
+    remark = f"{samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
+    headline = []
+    for place, measure in enumerate(measures):
+        values = run.values(measure.key)
+        name = f"{run.split.capitalize()} {measure.name}" if values else measure.capital
+        shown = measure.show(values[-1]) if values else text.MISSING
+        missing = "not tested" if values else "not measured"
+        headline.append((name, shown, (missing if run.evaluation is None else remark) if place == 0 else ""))
     seconds, device = run.seconds, str(run.environment.get("device", ""))
     layers = number(run.start, "layers")
     return [
@@ -147,23 +154,6 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         ("Training compute", text.count(run.flops, "FLOP"), ""),
         ("Training time", text.duration(seconds), f"on {device}" if device else ""),
     ]
-
-
-def _language_fact(run: Run) -> tuple[str, str, str]:
-    """The headline of a language model: its loss in nats, and the same in bits per byte, as a token is a byte."""
-    loss = run.loss[: len(run.accuracy)]
-    if not loss or not math.isfinite(loss[-1]):
-        return "Loss", text.MISSING, "not measured"
-    return f"{run.split.capitalize()} loss", text.decimal(loss[-1], 4), f"{bits(loss[-1])} bits per byte"
-
-
-def bits(loss: float) -> str:
-    """A loss in nats per byte in bits per byte.
-
-    >>> bits(1.5)
-    '2.164'
-    """
-    return text.decimal(loss / math.log(2), 3)
 
 
 def notices(run: Run) -> list[str]:
@@ -182,7 +172,7 @@ def notices(run: Run) -> list[str]:
     if run.evaluation is None:
         if run.active and run.active < run.branches:
             found.append(f"Only {run.active} of {run.branches} branches were in use at the last validation.")
-        rest = "accuracies below are those of the last validation." if run.accuracy else "there is no accuracy to show."
+        rest = "figures below are those of the last validation." if run.accuracy else "there is nothing to show."
         found.append(f"This run has no test evaluation; {rest}")
     resumed = sum(event["event"] == "resumed" for event in run.interruptions)
     if resumed:
@@ -190,19 +180,27 @@ def notices(run: Run) -> list[str]:
     return found
 
 
-def prefix_rows(run: Run) -> list[dict[str, str]]:
-    """The table by prefix: accuracy, gain, loss (also in bits), parameters, forward FLOPs, contribution."""
-    losses, contribution = run.loss, run.contribution
+def table_measures(run: Run) -> list[Measure]:
+    """The columns of the table by prefix: what the run is judged by, the other measures, then what every run has."""
+    if not run.measures:
+        return []
+    others = [measure for measure in run.measures if measure.key != run.main.key]
+    return [run.main, *sorted(others, key=lambda measure: measure.key in SMALL)]
+
+
+def prefix_rows(run: Run) -> list[dict[str, Any]]:
+    """The table by prefix: measures, gain in the first of them, parameters, forward FLOPs, contribution."""
+    contribution, main = run.contribution, run.values(run.main.key)
     parameters, flops = run.start["parameters_by_prefix"], run.start.get("forward_flops") or []
     rows = []
-    for k, accuracy in enumerate(run.accuracy):
+    for k in range(len(main)):
+        shown = [measure.show(run.values(measure.key)[k]) for measure in table_measures(run)]
         rows.append(
             {
                 "prefix": str(k + 1),
-                "accuracy": text.percent(accuracy),
-                "gain": text.points(accuracy - run.accuracy[k - 1]) if k else text.MISSING,
-                "loss": text.decimal(losses[k], 4) if k < len(losses) else text.MISSING,
-                "bits": bits(losses[k]) if k < len(losses) else text.MISSING,
+                "main": shown[0],
+                "gain": run.main.difference(main[k] - main[k - 1]) if k else text.MISSING,
+                "others": shown[1:],
                 "parameters": text.count(parameters[k]) if k < len(parameters) else text.MISSING,
                 "flops": text.count(flops[k], "FLOP") if k < len(flops) else text.MISSING,
                 "contribution": text.decimal(contribution[k], 3) if k < len(contribution) else text.MISSING,
@@ -234,78 +232,5 @@ def cost(run: Run) -> list[tuple[str, str]]:
     ]
     for name in ("train", "validation", "test"):
         if math.isfinite(samples := number(run.start, f"{name}_samples")):
-            rows.append((f"{name} samples", f"{samples:,.0f}{f' {run.unit}' if run.language else ''}"))
+            rows.append((f"{name} samples", f"{samples:,.0f} {run.unit}"))
     return [row for row in rows if row[1]]
-
-
-def _confusion(run: Run) -> dict[str, Any] | None:
-    if run.evaluation is None or not run.evaluation.get("confusion"):
-        return None
-    names, table = run.class_names, np.array(run.evaluation["confusion"], dtype=float)
-    totals = table.sum(axis=1, keepdims=True)
-    shares = np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
-    mistakes = [
-        (int(table[t, p]), t, p) for t in range(len(names)) for p in range(len(names)) if t != p and table[t, p] > 0
-    ]
-    mistakes.sort(key=lambda item: (-item[0], item[1:]))
-    rows = []
-    if len(names) <= LARGEST_TABLE:
-        for t, name in enumerate(names):
-            cells = [
-                {
-                    "count": f"{table[t, p]:.0f}",
-                    "share": f"{100 * math.sqrt(shares[t, p]):.0f}",
-                    "right": t == p,
-                    "name": predicted,
-                    "percent": text.percent(shares[t, p], 1),
-                }
-                for p, predicted in enumerate(names)
-            ]
-            rows.append({"name": name, "cells": cells, "recall": text.percent(shares[t, t], 1)})
-    worst = [
-        {"true": names[t], "predicted": names[p], "count": n, "share": text.percent(shares[t, p], 1)}
-        for n, t, p in mistakes[:8]
-    ]
-    turned = any(len(name) > 3 for name in names)
-    return {
-        "names": names,
-        "turned": turned,
-        "rows": rows,
-        "worst": worst,
-        "image": None if rows else plots.confusion_image(shares),
-    }
-
-
-def _examples(run: Run) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Example predictions, mistakes apart from the rest."""
-    names, groups = run.class_names, {"Mistakes": [], "Correct": []}
-    for example in (run.evaluation or {}).get("examples") or []:
-        right = example["label"] == example["prediction"]
-        shown = {"png": example["png"], "true": names[example["label"]], "predicted": names[example["prediction"]]}
-        shown |= {
-            "confidence": text.percent(example["confidence"], 1),
-            "right": right,
-            "prefix": first_right(example, run.branches),
-        }
-        groups["Correct" if right else "Mistakes"].append(shown)
-    return [(name, group) for name, group in groups.items() if group]
-
-
-def first_right(example: Mapping[str, Any], branches: int) -> str:
-    """Which prefix first gave the true class, and whether a later one lost it; empty for a serial network.
-
-    >>> first_right({"label": 3, "by_prefix": [1, 3, 3]}, 3)
-    'right from prefix 2'
-    >>> first_right({"label": 3, "by_prefix": [1, 3, 5]}, 3)
-    'right at prefix 2, then lost'
-    """
-    hits = [prediction == example["label"] for prediction in example.get("by_prefix") or []]
-    if branches < 2 or len(hits) < 2:
-        return ""
-    if not any(hits):
-        return "no prefix right"
-    first = hits.index(True) + 1
-    if not hits[-1]:
-        return f"right at prefix {first}, then lost"
-    lost = any(before and not after for before, after in pairwise(hits))
-    return f"first right at prefix {first}" if lost else f"right from prefix {first}"

@@ -1,4 +1,4 @@
-"""The plots of one run: progress over compute, accuracy by prefix, what each branch adds, confusion of classes."""
+"""The plots of one run: progress over compute, figures by prefix, what each branch adds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from paradepth.report import figure as fig
 from paradepth.report import text
 from paradepth.report.figure import Plot
+from paradepth.report.measures import Measure
 from paradepth.report.read import Run, number
 
 Values = Sequence[float] | np.ndarray
@@ -112,11 +112,11 @@ def progress(run: Run) -> list[Plot]:
         several = len(run.stages) > 1
         if several:
             mark_stages(axes, run.stages, scale)
-        unit = ", %" if what == "accuracy" else ""
+        measure = run.measure(what)
         model = "branches in use" if several else "full model"
         legend = [fig.key("training", fig.MUTED), fig.key(f"validation, {model}", fig.ACCENT)]
         caption = STAGE_NOTE if several else ""
-        title = what.capitalize() + unit
+        title = measure.capital
         plots.append(
             Plot(title, fig.to_svg(figure, f"progress-{what}", f"{title} over layer evaluations"), caption, legend)
         )
@@ -124,43 +124,50 @@ def progress(run: Run) -> list[Plot]:
 
 
 def prefix_curves(run: Run) -> list[Plot]:
-    """Validation accuracy of every prefix over compute, and the final accuracy by prefix."""
-    count = max((len(event["accuracy"]) for event in run.validation), default=0)
+    """The measure of every prefix over compute, on validation data, and its final values by prefix."""
+    curve, main = run.curve, run.main
+    count = max((len(event[curve.key]) for event in run.validation if event.get(curve.key)), default=0)
     plots = []
     if count > 1:
-        lines = [_prefix_points(run.validation, "accuracy", k, 100.0) for k in range(count)]
+        lines = [_prefix_points(run.validation, curve.key, k, curve.factor) for k in range(count)]
         figure, axes = fig.panel(300)
         scale = compute_axis(axes, max(max(xs, default=0) for xs, _ in lines))
         for k, (xs, ys) in enumerate(lines):
             draw(axes, (np.asarray(xs) / scale, ys), fig.ramp(k, count), width=2.2 if k == count - 1 else 1.5)
-        if limits := late_range(lines, low=True):
+        if limits := late_range(lines, low=not curve.lower):
             axes.set_ylim(*limits)
         if len(run.stages) > 1:
             mark_stages(axes, run.stages, scale)
         legend = [fig.key(f"{k + 1}" if k else "prefix 1", fig.ramp(k, count)) for k in range(count)]
-        svg = fig.to_svg(figure, "prefix-curves", "Validation accuracy of every prefix over layer evaluations")
-        plots.append(Plot("Validation accuracy by prefix, %", svg, STAGE_NOTE if len(run.stages) > 1 else "", legend))
-    final = run.accuracy
+        svg = fig.to_svg(figure, "prefix-curves", f"Validation {curve.name} of every prefix over layer evaluations")
+        note = STAGE_NOTE if len(run.stages) > 1 else ""
+        plots.append(Plot(f"Validation {curve.name} by prefix{percent(curve)}", svg, note, legend))
+    final = run.values(main.key)
     if len(final) > 1:
         figure, axes = fig.panel(300)
-        xs, ys = range(1, len(final) + 1), [100 * value for value in final]
+        xs, ys = range(1, len(final) + 1), [main.factor * value for value in final]
         axes.plot(xs, ys, color=fig.MUTED, linewidth=1.2)
         axes.scatter(xs, ys, s=42, color=[fig.ramp(k, len(final)) for k in range(len(final))], zorder=3)
-        label_points(axes, xs, ys, [f"{y:.2f}" for y in ys])
+        label_points(axes, xs, ys, [f"{y:.{main.digits}f}" for y in ys])
         axes.set_xlabel("branches used")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
         axes.set_xlim(0.5, len(final) + 0.5)
-        svg = fig.to_svg(figure, "prefix-final", f"{run.split} accuracy by prefix")
-        title = f"{'Test' if run.split == 'test' else run.split.capitalize()} accuracy by prefix, %"
+        svg = fig.to_svg(figure, "prefix-final", f"{run.split} {main.name} by prefix")
+        title = f"{run.split.capitalize()} {main.name} by prefix{percent(main)}"
         plots.append(Plot(title, svg, "The vertical axis does not start at zero."))
     return plots
+
+
+def percent(measure: Measure) -> str:
+    """The unit of a measure at the end of a title."""
+    return ", %" if measure.percent else ""
 
 
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
     """Write labels over points (under them in a valley of the line); with more than eight points some are left out."""
     finite = [y for y in ys if math.isfinite(y)]
     span = (max(finite) - min(finite)) if finite else 0.0
-    span = max(span, 0.2)
+    span = span or 0.2
     if finite:
         axes.set_ylim(min(finite) - 0.22 * span, max(finite) + 0.2 * span)
     for index, (x, y, label) in enumerate(zip(xs, ys, labels, strict=True)):
@@ -171,8 +178,8 @@ def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: S
 
 
 def branches(run: Run) -> list[Plot]:
-    """Contribution of each branch over training, and what each adds to the accuracy in the end."""
-    plots, count = [], run.branches
+    """Contribution of each branch over training, and what each adds in the end."""
+    plots, count, main = [], run.branches, run.main
     lines = [_prefix_points(run.validation, "contribution", k, 1.0) for k in range(count)]
     if any(xs for xs, _ in lines):
         figure, axes = fig.panel()
@@ -186,44 +193,31 @@ def branches(run: Run) -> list[Plot]:
         svg = fig.to_svg(figure, "contribution", "Contribution norm of each branch over layer evaluations")
         note = "Mean norm of a branch's contribution, relative to the norm of the embedded input."
         plots.append(Plot("Contribution norm, ‖δᵢ‖ / ‖x‖", svg, note, legend))
-    final = run.accuracy
+    final = run.values(main.key)
     if len(final) > 1:
-        gains = [100 * (after - before) for before, after in pairwise(final)]
+        gains = [main.factor * (after - before) for before, after in pairwise(final)]
         figure, axes = fig.panel()
         xs = range(2, len(final) + 1)
         axes.bar(xs, gains, width=0.56, color=[fig.ramp(k, len(final)) for k in range(1, len(final))])
         axes.axhline(0, color=fig.MUTED, linewidth=0.9)
         finite = [gain for gain in gains if math.isfinite(gain)] or [0.0]
         low, high = min(0.0, *finite), max(0.0, *finite)
-        pad = 0.16 * max(high - low, 0.05)
-        axes.set_ylim(low - (pad if low < 0 else 0), high + pad)
+        pad = 0.16 * max(high - low, 5 * 10.0**-main.digits)
+        axes.set_ylim(low - (pad if low < 0 else 0), high + (pad if high > 0 else 0.3 * pad))
         for x, gain in zip(xs, gains, strict=True):
             if math.isfinite(gain) and len(gains) <= 10:
-                axes.annotate(text.points(gain / 100), (x, gain), xytext=(0, 4 if gain >= 0 else -4),
+                axes.annotate(main.difference(gain / main.factor), (x, gain), xytext=(0, 4 if gain >= 0 else -4),
                               textcoords="offset points", ha="center", va="bottom" if gain >= 0 else "top",
                               color=fig.INK, fontsize=11)  # fmt: skip
         axes.set_xlabel("branch")
         axes.set_xlim(1.4, len(final) + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-        svg = fig.to_svg(figure, "gain", "Marginal gain in accuracy of each branch after the first")
-        note = f"Branch 1 alone reaches {text.percent(final[0])} ({run.split}); each bar is what one more branch adds."
-        plots.append(Plot("Marginal gain, percentage points", svg, note))
+        svg = fig.to_svg(figure, "gain", f"Change in {main.name} by each branch after the first")
+        note = f"Branch 1 alone reaches {main.show(final[0])} ({run.split}); each bar is what one more branch adds"
+        note += ": lower is better." if main.lower else "."
+        unit = "percentage points" if main.percent else main.name
+        plots.append(Plot(f"Marginal {'change' if main.lower else 'gain'}, {unit}", svg, note))
     return plots
-
-
-def confusion_image(shares: np.ndarray) -> Plot:
-    """Shares of the true class as an image, for tables too large to print: rows are true classes and sum to one."""
-    figure, axes = fig.panel(400)
-    # Opacity carries the value, so that the same picture works on a light and on a dark page.
-    rgba = np.empty((*shares.shape, 4))
-    rgba[..., :3] = to_rgb("#4a8fc7")
-    rgba[..., 3] = np.sqrt(np.clip(np.nan_to_num(shares), 0, 1))
-    axes.imshow(rgba, interpolation="nearest", aspect="equal")
-    axes.grid(visible=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    svg = fig.to_svg(figure, "confusion", "Confusion matrix")
-    return Plot("Share of each true class", svg, "The stronger the colour, the larger the square root of the share.")
 
 
 def _points(events: Sequence[Mapping[str, Any]], key: str, factor: float) -> tuple[list[float], list[float]]:

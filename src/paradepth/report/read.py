@@ -6,15 +6,18 @@ A run directory is the only hand-over between commands (`config.json`, `environm
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from paradepth.report.confusion import check_confusion
+from paradepth.report.examples import check_examples, short
+from paradepth.report.kinds import Kind, kind_of
+from paradepth.report.measures import Measure, measure
 
 DATA_NAMES = {
     "digits": "digits",
@@ -23,10 +26,17 @@ DATA_NAMES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "tiny_shakespeare": "Tiny Shakespeare",
+    "sst2": "SST-2",
+    "cola": "CoLA",
+    "mrpc": "MRPC",
+    "rte": "RTE",
+    "qnli": "QNLI",
+    "mnli": "MNLI",
+    "qqp": "QQP",
+    "ud_english_ewt": "UD English EWT",
+    "multi30k": "Multi30k",
 }
-IMAGE_OPTIONS = ("patch_size", "embedding", "pool", "image_size", "flip", "crop_padding", "rand_augment")
-LANGUAGE_OPTIONS = ("context",)
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NO_MEASURES = ("contribution", "class_names", "confusion", "examples")  # lists in an evaluation that are something else
 
 
 @dataclass(frozen=True)
@@ -65,21 +75,20 @@ class Run:
     def training(self) -> Mapping[str, Any]:
         return self.config["training"]
 
-    @property
-    def language(self) -> bool:
-        """Whether the run learned a language model; its samples are windows of text then, not images."""
-        return self.config.get("model_type") == "causal_lm"
+    @cached_property
+    def kind(self) -> Kind:
+        """What belongs to this kind of run."""
+        return kind_of(self.config.get("model_type"), self.training.get("data"))
 
     @property
     def unit(self) -> str:
         """What a sample is, in the plural."""
-        return f"windows of {self.model.get('context', '?')} bytes" if self.language else "images"
+        return self.kind.unit(self.model)
 
     @property
     def options(self) -> Mapping[str, Any]:
         """The training options that mean something to this kind of run."""
-        foreign = IMAGE_OPTIONS if self.language else LANGUAGE_OPTIONS
-        return {name: value for name, value in self.training.items() if name not in foreign}
+        return {name: value for name, value in self.training.items() if not self.kind.foreign(name, value)}
 
     @property
     def branches(self) -> int:
@@ -122,18 +131,42 @@ class Run:
         return number(self.last, "flops")
 
     @property
-    def accuracy(self) -> list[float]:
-        """Final accuracy by prefix: of the test split, else of the last validation, else empty."""
-        if self.evaluation is not None:
-            return [math.nan if value is None else float(value) for value in self.evaluation["accuracy"]]
-        found = self.validation[-1]["accuracy"][: self.active] if self.validation else []
+    def final(self) -> Mapping[str, Any]:
+        """Where the final figures are: the test evaluation, else the last validation, else nothing."""
+        return self.evaluation or (self.validation[-1] if self.validation else {})
+
+    def values(self, key: str) -> list[float]:
+        """Final values of a measure by prefix, of a validation those in use; empty where it was not measured."""
+        found = self.final.get(key) or []
+        found = found if self.evaluation is not None else found[: self.active]
         return [math.nan if value is None else float(value) for value in found]
 
     @property
-    def loss(self) -> list[float]:
-        """Final loss by prefix, from where `accuracy` is."""
-        source = self.evaluation or (self.validation[-1] if self.validation else {})
-        return [math.nan if value is None else float(value) for value in (source.get("loss") or [])]
+    def accuracy(self) -> list[float]:
+        """Final accuracy by prefix."""
+        return self.values("accuracy")
+
+    def measure(self, key: str) -> Measure:
+        """A measure, under the name it has in this kind of run."""
+        found = measure(key)
+        return replace(found, name=self.kind.names.get(key, found.name))
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """Everything that was measured of every prefix, in the order of the files."""
+        keys = [key for key, value in self.final.items() if key not in NO_MEASURES and is_numbers(value)]
+        return [self.measure(key) for key in keys if len(self.final[key]) == len(self.final["accuracy"])]
+
+    @cached_property
+    def main(self) -> Measure:
+        """The measure that the run is judged by."""
+        return self.measure(next((key for key in self.kind.main if self.final.get(key)), "accuracy"))
+
+    @cached_property
+    def curve(self) -> Measure:
+        """What validations have that is nearest to `main`."""
+        found = (key for key in self.kind.main if any(event.get(key) for event in self.validation))
+        return self.measure(next(found, "accuracy"))
 
     @property
     def active(self) -> int | None:
@@ -142,13 +175,12 @@ class Run:
 
     @property
     def split(self) -> str:
-        """Where `accuracy` comes from."""
+        """Where the final figures come from."""
         return str(self.evaluation.get("split", "test")) if self.evaluation is not None else "validation"
 
     @property
     def contribution(self) -> list[float]:
-        source = self.evaluation or (self.validation[-1] if self.validation else {})
-        return [math.nan if value is None else float(value) for value in source.get("contribution") or []]
+        return [math.nan if value is None else float(value) for value in self.final.get("contribution") or []]
 
     @property
     def class_names(self) -> list[str]:
@@ -201,7 +233,7 @@ def read_run(path: Path) -> Run:
         evaluation=_read_object(evaluation) if evaluation.exists() else None,
     )
     if run.evaluation is not None:
-        _check_evaluation(run.evaluation, evaluation, len(run.class_names))
+        _check_evaluation(run.evaluation, evaluation, run.class_names)
     return run
 
 
@@ -289,54 +321,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_numbers(value: object) -> bool:
+    """Whether a value is a list of numbers, some of which may be missing, and not empty."""
+    return isinstance(value, list) and bool(value) and all(item is None or _is_number(item) for item in value)
+
+
 def _check_numbers(value: object, what: str) -> None:
-    if not isinstance(value, list) or not value or not all(item is None or _is_number(item) for item in value):
-        raise ValueError(f"{what} is {_short(value)}, expected a list of numbers")
+    if not is_numbers(value):
+        raise ValueError(f"{what} is {short(value)}, expected a list of numbers")
 
 
-def _check_evaluation(evaluation: Mapping[str, Any], path: Path, classes: int) -> None:
+def _check_evaluation(evaluation: Mapping[str, Any], path: Path, names: list[str]) -> None:
     _check_numbers(evaluation.get("accuracy"), f"{path}: 'accuracy'")
     for key in ("loss", "contribution"):
         if evaluation.get(key):
             _check_numbers(evaluation[key], f"{path}: {key!r}")
     confusion = evaluation.get("confusion") or []
-    if not isinstance(confusion, list) or any(
-        not isinstance(row, list) or len(row) != len(confusion) for row in confusion
-    ):
-        raise ValueError(f"{path}: 'confusion' is not a square table")
-    for row_number, row in enumerate(confusion):
-        _check_numbers(row, f"{path}: row {row_number} of 'confusion'")
-    if confusion and classes != len(confusion):
-        raise ValueError(f"{path}: 'confusion' has {len(confusion)} rows for {classes} classes")
-    examples = evaluation.get("examples") or []
-    if not isinstance(examples, list):
-        raise ValueError(f"{path}: 'examples' is {_short(examples)}, expected a list")
-    for index, example in enumerate(examples):
-        what = f"{path}: example {index}"
-        if not isinstance(example, dict):
-            raise ValueError(f"{what} is {_short(example)}, expected an object")
-        by_prefix = example.get("by_prefix") or []
-        values = [
-            example.get("label"),
-            example.get("prediction"),
-            *(by_prefix if isinstance(by_prefix, list) else [None]),
-        ]
-        for value in values:
-            if not isinstance(value, int) or not 0 <= value < classes:
-                raise ValueError(f"{what} has the class {_short(value)}, allowed are 0 to {classes - 1}")
-        if not _is_number(example.get("confidence")):
-            raise ValueError(f"{what}: 'confidence' is {_short(example.get('confidence'))}, expected a number")
-        if not _is_png(example.get("png")):
-            raise ValueError(f"{what}: 'png' is not a base64 PNG image")
-
-
-def _is_png(value: object) -> bool:
-    try:
-        return isinstance(value, str) and base64.b64decode(value, validate=True).startswith(PNG_SIGNATURE)
-    except binascii.Error:
-        return False
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    check_confusion(confusion, len(names), path)
+    check_examples(evaluation.get("examples") or [], names, path)

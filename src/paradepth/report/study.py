@@ -13,6 +13,7 @@ import numpy as np
 from paradepth.report import figure, plots, text
 from paradepth.report.compare import mismatch, prefix_plot
 from paradepth.report.figure import Plot
+from paradepth.report.measures import Measure, measure
 from paradepth.report.page import render, write_page
 
 LANE = 40  # height of one configuration in the strip plot
@@ -23,9 +24,10 @@ def write_study_report(study: Mapping[str, Any], out: Path) -> Path:
 
     Args:
         study: `name`, `title`, `question`, `findings` (plain paragraphs), `groups`, `environment`, `command`. A group
-            has `name`, `note` and `rows`; a row has `label`, `layers`, `parameters`, `layer_evals`, `seeds`, `accuracy`
-            (fractions, by seed and prefix), `curves` (by seed, pairs of layer evaluations and accuracy of the full
-            model) and `seconds` (by seed).
+            has `name`, `note`, `measure` (a key such as "accuracy", the default, "loss" or "bleu") and `rows`; a row
+            has `label`, `layers`, `parameters`, `layer_evals`, `seeds`, the measure under its key (by seed and prefix),
+            `curves` (by seed, pairs of layer evaluations and what `curve`, a key, names, of the full model) and
+            `seconds` (by seed).
         out: the HTML file to write, replaced in one step.
 
     Raises:
@@ -59,22 +61,19 @@ def _check(study: Mapping[str, Any]) -> None:
     for group in study["groups"]:
         if not group.get("rows"):
             raise ValueError(f"group {group.get('name')!r} has no rows")
+        main = group.get("measure", "accuracy")
         for row in group["rows"]:
             where = f"group {group.get('name')!r}, row {row.get('label')!r}"
-            for key in ("label", "layers", "parameters", "layer_evals", "seeds", "accuracy"):
+            for key in ("label", "layers", "parameters", "layer_evals", "seeds", main):
                 if key not in row:
                     raise ValueError(f"{where}: {key!r} is missing")
             if not row["seeds"]:
                 raise ValueError(f"{where}: no seeds")
-            for key in ("accuracy", "curves", "seconds"):
+            for key in (main, "curves", "seconds"):
                 if row.get(key) and len(row[key]) != len(row["seeds"]):
                     raise ValueError(f"{where}: {key!r} has {len(row[key])} entries for {len(row['seeds'])} seeds")
-            if (
-                not row["accuracy"]
-                or {len(values) for values in row["accuracy"]} != {len(row["accuracy"][0])}
-                or not row["accuracy"][0]
-            ):
-                raise ValueError(f"{where}: 'accuracy' needs the same prefixes, at least one, for every seed")
+            if not row[main] or {len(values) for values in row[main]} != {len(row[main][0])} or not row[main][0]:
+                raise ValueError(f"{where}: {main!r} needs the same prefixes, at least one, for every seed")
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -88,48 +87,50 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _group(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -> dict[str, Any]:
-    rows = sorted(group["rows"], key=lambda row: -spread([values[-1] for values in row["accuracy"]])[0])
+    main = measure(group.get("measure", "accuracy"))
+    rows = sorted(group["rows"], key=lambda row: -main.worth(spread([values[-1] for values in row[main.key]])[0]))
     numbers = [colors[row["label"]] for row in rows]
     keys = [figure.key(row["label"], figure.series(n), figure.dash(n)) for row, n in zip(rows, numbers, strict=True)]
     unequal = mismatch(compute=[row["layer_evals"] for row in rows], parameters=[row["parameters"] for row in rows])
-    drawn = [_strip(rows, numbers, f"group{number}-strip")]
-    curves = _curves(rows, numbers, f"group{number}-curves")
-    lines = [_by_layers(row) for row in rows]
-    several = (
-        [prefix_plot(lines, keys, numbers, f"group{number}-prefixes")] if any(len(xs) > 1 for xs, _, _ in lines) else []
-    )
+    drawn = [_strip(rows, numbers, f"group{number}-strip", main)]
+    curves = _curves(rows, numbers, f"group{number}-curves", measure(group.get("curve", main.key)))
+    lines = [_by_layers(row, main) for row in rows]
+    several = []
+    if any(len(xs) > 1 for xs, _, _ in lines):
+        several = [prefix_plot(lines, keys, numbers, f"group{number}-prefixes", main)]
     return {
         "name": group.get("name", ""),
         "matched": unequal or "matched in compute and parameters",
         "note": group.get("note", ""),
         "plots": drawn + ([curves] if curves else []) + several,
         "legend": keys,
-        "prefixes": max(len(row["accuracy"][0]) for row in rows),
+        "main": main,
+        "prefixes": max(len(row[main.key][0]) for row in rows),
         "rows": [
-            {**_row(row), "key": key, "best": place == 0}
+            {**_row(row, main), "key": key, "best": place == 0}
             for place, (row, key) in enumerate(zip(rows, keys, strict=True))
         ],
     }
 
 
-def _by_layers(row: Mapping[str, Any]) -> tuple[list[float], list[float], list[float]]:
-    count = len(row["accuracy"][0])
-    pairs = [spread([100 * values[k] for values in row["accuracy"]]) for k in range(count)]
+def _by_layers(row: Mapping[str, Any], main: Measure) -> tuple[list[float], list[float], list[float]]:
+    count = len(row[main.key][0])
+    pairs = [spread([main.factor * values[k] for values in row[main.key]]) for k in range(count)]
     deviations = [0.0 if math.isnan(deviation) else deviation for _, deviation in pairs]
     return [row["layers"] * (k + 1) / count for k in range(count)], [mean for mean, _ in pairs], deviations
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    prefixes = len(row["accuracy"][0])
-    pairs = [spread([values[k] for values in row["accuracy"]]) for k in range(prefixes)]
+def _row(row: Mapping[str, Any], main: Measure) -> dict[str, Any]:
+    prefixes = len(row[main.key][0])
+    pairs = [spread([values[k] for values in row[main.key]]) for k in range(prefixes)]
     mean, deviation = pairs[-1]
     seconds = row.get("seconds") or [math.nan]
     return {
         "label": row["label"],
-        "mean": f"{100 * mean:.2f}",
-        "deviation": "" if math.isnan(deviation) else f"± {100 * deviation:.2f}",
+        "mean": main.show(mean, bare=True),
+        "deviation": "" if math.isnan(deviation) else f"± {main.show(deviation, bare=True)}",
         "seeds": len(row["seeds"]),
-        "by_prefix": [f"{100 * value:.2f}" for value, _ in pairs] if prefixes > 1 else [],
+        "by_prefix": [main.show(value, bare=True) for value, _ in pairs] if prefixes > 1 else [],
         "layers": row["layers"],
         "parameters": text.count(row["parameters"]),
         "layer_evals": text.count(row["layer_evals"]),
@@ -137,11 +138,11 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _strip(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str) -> Plot:
+def _strip(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str, main: Measure) -> Plot:
     """One lane per configuration: a dot per seed, a tick at the mean, the name above."""
     canvas, axes = figure.panel(LANE * len(rows) + 60)
     for place, row in enumerate(rows):
-        values = [100 * accuracies[-1] for accuracies in row["accuracy"]]
+        values = [main.factor * by_prefix[-1] for by_prefix in row[main.key]]
         axes.axhline(place, color=figure.GRID, linewidth=0.8)
         axes.scatter(
             values, [place] * len(values), s=34, color=figure.series(numbers[place]), alpha=0.8, linewidths=0, zorder=3
@@ -162,13 +163,14 @@ def _strip(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str)
     axes.set_yticks([])
     axes.grid(visible=True, axis="x")
     axes.margins(x=0.05)
-    axes.set_xlabel("accuracy, %")
-    svg = figure.to_svg(canvas, name, "Accuracy of every seed, by configuration")
-    return Plot("Every seed", svg, "Dots: seeds; tick: their mean. The axis does not start at zero.")
+    axes.set_xlabel(main.title)
+    svg = figure.to_svg(canvas, name, f"{main.name} of every seed, by configuration")
+    note = "Dots: seeds; tick: their mean. The axis does not start at zero."
+    return Plot("Every seed", svg, note + (" Lower is better." if main.lower else ""))
 
 
-def _curves(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str) -> Plot | None:
-    """Mean accuracy over compute of each configuration, with the range of its seeds."""
+def _curves(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str, what: Measure) -> Plot | None:
+    """Mean over compute of each configuration, with the range of its seeds."""
     means, bands = [], []
     for row in rows:
         seeds = [sorted(curve) for curve in row.get("curves") or [] if len(curve)]
@@ -181,7 +183,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str
         grid = (
             np.array(sorted({x for x, _ in seeds[0] if low <= x <= high} | {low, high})) if low <= high else np.empty(0)
         )
-        stack = np.array([np.interp(grid, *np.array(curve, dtype=float).T) for curve in seeds]) * 100
+        stack = np.array([np.interp(grid, *np.array(curve, dtype=float).T) for curve in seeds]) * what.factor
         means.append((grid.tolist(), stack.mean(axis=0).tolist()))
         bands.append((stack.min(axis=0), stack.max(axis=0)) if len(seeds) > 1 else None)
     if not any(xs for xs, _ in means):
@@ -192,7 +194,8 @@ def _curves(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str
         if band is not None:
             axes.fill_between(np.asarray(xs) / scale, *band, color=figure.series(number), alpha=0.12, linewidth=0)
         plots.draw(axes, (np.asarray(xs) / scale, ys), figure.series(number), pattern=figure.dash(number), width=1.5)
-    if limits := plots.late_range(means, low=True):
+    if limits := plots.late_range(means, low=not what.lower):
         axes.set_ylim(*limits)
-    svg = figure.to_svg(canvas, name, "Accuracy over layer evaluations, mean of the seeds")
-    return Plot("Accuracy over compute, %", svg, "Lines: mean of the seeds; shade: their range.")
+    svg = figure.to_svg(canvas, name, f"{what.name} over layer evaluations, mean of the seeds")
+    title = f"Validation {what.name} over compute{plots.percent(what)}"
+    return Plot(title, svg, "Lines: mean of the seeds; shade: their range.")

@@ -25,11 +25,6 @@ def decimal(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else MISSING
 
 
-def points(value: float) -> str:
-    """A difference of two fractions in signed percentage points, e.g. "+0.42"."""
-    return f"{100 * value:+.2f}".replace("-", "−") if math.isfinite(value) else MISSING
-
-
 def count(value: float, unit: str = "") -> str:
     """A large number with three digits and an SI prefix.
 
