@@ -1,4 +1,4 @@
-"""Data: images decoded once to uint8 tensors, texts as bytes; split, ordered and augmented as pure functions of a seed.
+"""Data: images as uint8 tensors, texts as tokens; split, ordered and augmented as pure functions of a seed.
 
 >>> from paradepth.data import Augment, Batches, load_images
 >>> data = load_images("digits", seed=0)
@@ -14,17 +14,23 @@ from paradepth.data.images import ImageData, ImageSplit, load_images, read_image
 from paradepth.data.sources import DATA_NAMES
 from paradepth.data.text import TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches
+from paradepth.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_of
 
 __all__ = [
     "DATA_NAMES",
     "TEXT_NAMES",
     "Augment",
+    "BPETokenizer",
     "Batches",
+    "ByteTokenizer",
     "ImageData",
     "ImageSplit",
     "TextBatches",
     "TextData",
+    "Tokenizer",
     "load_images",
     "load_text",
+    "load_tokenizer",
     "read_image",
+    "tokenizer_of",
 ]

@@ -248,3 +248,20 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
             f"the tokeniser has {tokenizer.vocab_size} tokens and the model a vocabulary of {vocab_size}: they do not "
             "belong together"
         )
+
+
+def tokenizer_of(folder: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokeniser of a run or of a saved model; bytes where there is none and the vocabulary is that of bytes.
+
+    Args:
+        folder: the run.
+        vocab_size: of its model.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it does not belong to the model.
+    """
+    if not (Path(folder) / FILE).is_file() and vocab_size == ByteTokenizer().vocab_size:
+        return ByteTokenizer()
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, vocab_size)
+    return tokenizer

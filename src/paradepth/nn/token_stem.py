@@ -39,19 +39,21 @@ class TokenStem(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, tokens_BT: Tensor, *, start: int = 0) -> Tensor:
+    def forward(self, tokens_BT: Tensor, *, start: int | Tensor = 0) -> Tensor:
         """Embeds whole numbers from 0 to vocab_size − 1; returns (B, T, D).
 
         Args:
             tokens_BT: a text, or a part of one.
-            start: position of the first of these tokens in its text.
+            start: position of the first of these tokens in its text; or (B,), of each row, where a token at a position
+                below 0 is padding and takes position 0.
 
         Raises:
             ValueError: not (batch, tokens), no token or more than the context, another dtype than int64 or int32, or
                 (on the CPU, where looking does not make the device wait) a number outside the vocabulary.
         """
-        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens - start:
-            behind = f", and {start} of them are taken" if start else ""
+        taken = start if isinstance(start, int) else int(start.max())
+        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens - taken:
+            behind = f", and {taken} of them are taken" if taken else ""
             raise ValueError(
                 f"tokens have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to {self.tokens} "
                 f"tokens, its context{behind}"
@@ -64,7 +66,12 @@ class TokenStem(nn.Module):
                 raise ValueError(
                     f"tokens run from {low} to {high}; this model's vocabulary is 0 to {self.embed.num_embeddings - 1}"
                 )
-        return self.dropout(self.embed(tokens_BT) + self.positions[start : start + tokens_BT.shape[1]])
+        if isinstance(start, int):
+            positions = self.positions[start : start + tokens_BT.shape[1]]
+        else:
+            place_BT = start[:, None] + torch.arange(tokens_BT.shape[1], device=start.device)
+            positions = self.positions[place_BT.clamp(min=0)]
+        return self.dropout(self.embed(tokens_BT) + positions)
 
     def flops(self) -> int:
         """Floating-point operations of embedding one text: looking up multiplies nothing."""
