@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from paradepth.studies.record import collect, read_run
+from paradepth.studies import get_study
+from paradepth.studies.record import collect, read_record, read_run
 from paradepth.studies.runner import Cell, Study, run_study
 from paradepth.studies.study import train_command
 
@@ -76,10 +77,12 @@ environment = {
     "python": "3.11", "cpu": "some cpu", "command": f"paradepth train --run-dir {run}",
     "threads": int(os.environ["OMP_NUM_THREADS"]) * int(os.environ["MKL_NUM_THREADS"]),
 }
-evaluation = {"accuracy": [0.61, 0.71 + seed / 100], "loss": [1.1, 0.9], "contribution": [0.3, 0.2]}
+evaluation = {"accuracy": [0.61, 0.71 + seed / 100], "loss": [1.1, 0.9], "contribution": [0.3, 0.2], "samples": 7}
+evaluation |= {"bleu": [30.0, 31.5 - seed], "signature": "tok:13a", "class_names": ["a", "b"], "words": ["a", "b"]}
 (run / "config.json").write_text("{}")
 (run / "environment.json").write_text(json.dumps(environment))
 (run / "evaluation.json").write_text(json.dumps(evaluation))
+(run / "model.safetensors").touch()
 """
 
 
@@ -98,6 +101,10 @@ def _command(base: Path, how: str) -> Callable[[Cell, Path], list[str]]:
 
 def _cell(name: str, *, group: str = "small", label: str | None = None, seed: int = 0, **options: Any) -> Cell:
     return Cell(name=name, group=group, label=label or name, recipe="fake", options=options, seed=seed)
+
+
+def _after(source: Cell, name: str, *, seed: int = 0, **options: Any) -> Cell:
+    return dataclasses.replace(_cell(name, label="tuned", seed=seed, **options), after=source)
 
 
 def _study(*cells: Cell, **fields: Any) -> Study:
@@ -180,9 +187,13 @@ def test_a_study_from_nothing_to_its_report(tmp_path: Path) -> None:
         "seconds": 1.5,
         "accuracy": [0.61, 0.72],
         "validation_accuracy": [0.6, 0.71],
+        "validation_loss": [1.0, 1.0],
         "loss": [1.1, 0.9],
+        "measures": {"bleu": [30.0, 30.5]},
+        "signature": "tok:13a",
         "contribution": [0.3, 0.2],
         "curve": [[100.0, 0.51], [200.0, 0.71]],
+        "loss_curve": [[100.0, 2.0], [200.0, 1.0]],
         "stages": [{"event": "stage", "step": 0, "layer_evals": 0.0, "seconds": 0.0, "active": 1, "reason": "start"}],
         "environment": {"python": "3.11", "cpu": "some cpu", "threads": 1},
     }
@@ -277,6 +288,99 @@ def test_bad_arguments_are_refused(runner: _Runner) -> None:
     with pytest.raises(ValueError, match=r"data folder .*nowhere does not exist"):
         run_study(study, out=runner.out, data_dir=runner.base / "nowhere")
     assert not runner.out.exists()
+
+
+# --- cells that start from others -------------------------------------------------------------------------------
+
+
+def test_a_cell_waits_for_the_one_it_starts_from(runner: _Runner) -> None:
+    # b meets c, so both run at a time; d needs b, which needs a.
+    a = _cell("a")
+    b = _after(a, "b", behaviour="meet c")
+    d, c = dataclasses.replace(_after(b, "d"), label="twice tuned"), _cell("c", behaviour="meet b")
+    assert sorted(runner(_study(d, b, a, c), workers=2)["done"]) == ["a", "b", "c", "d"]
+    order = [call.split()[1] for call in runner.calls]
+    assert order.index("a") < order.index("b") < order.index("d")
+    assert runner.record("b")["after"] == "a"
+    assert "after" not in runner.record("a")
+
+
+def test_a_source_whose_run_is_gone_runs_again(runner: _Runner) -> None:
+    a, study = _cell("a"), _study(_cell("a"), _after(_cell("a"), "b"))
+    runner(study)
+    (runner.out / "cells" / "b.json").unlink()
+    (runner.out / "runs" / "b.cell.json").unlink()
+    assert (runner(study)["done"], runner.calls) == (["b"], ["train b"])
+
+    (runner.out / "cells" / "b.json").unlink()
+    (runner.out / "runs" / "b.cell.json").unlink()
+    (runner.out / "runs" / "a" / "model.safetensors").unlink()
+    summary = runner(study, only="b")
+    assert (summary["done"], summary["skipped"], runner.calls) == (["a", "b"], [], ["train a", "train b"])
+    assert "a runs, too: b starts from it and its run directory is not there" in runner.said
+    assert (runner(_study(a, _after(a, "b")))["skipped"], runner.calls) == (["a", "b"], [])
+
+
+def test_a_cell_fails_with_the_one_it_starts_from(runner: _Runner) -> None:
+    a = _cell("a", behaviour="fail")
+    b = _after(a, "b")
+    summary = runner(_study(a, b, dataclasses.replace(_after(b, "c"), label="twice tuned"), _cell("d")))
+    assert summary["done"] == ["d"]
+    reasons = {failure["name"]: failure["reason"] for failure in summary["failed"]}
+    assert list(reasons) == ["a", "b", "c"]
+    assert reasons["b"] == "a, which it starts from, failed"
+    assert reasons["c"] == "b, which it starts from, failed"
+
+
+def test_what_a_cell_starts_from_is_part_of_it() -> None:
+    a, other = _cell("a"), _cell("a", x=1)
+    assert _after(a, "b").options_hash != _cell("b").options_hash
+    assert _after(a, "b").options_hash != _after(other, "b").options_hash
+    assert _after(a, "b").options_hash == _after(dataclasses.replace(a, label="new label"), "b").options_hash
+    words = train_command(_after(a, "b"), Path("out/runs/b"))
+    assert words[words.index("--init") + 1] == "out/runs/a"
+    with pytest.raises(ValueError, match="'init' is not an option of its own"):
+        _after(a, "b", init="elsewhere")
+
+
+# --- what cells are compared by -------------------------------------------------------------------------------------
+
+
+def test_a_study_says_what_its_groups_are_compared_by(tmp_path: Path) -> None:
+    runner = _Runner(tmp_path)
+    cells = [_cell("a-0"), _cell("b-0", label="b"), _cell("b-1", label="b", seed=1), _cell("c-0", group="large")]
+    runner(_study(*cells, headline={"small": "bleu", "large": "loss"}))
+    assert any("b-1: test bleu 30.5 in" in line for line in runner.said)
+    small, large = json.loads((runner.out / "results.json").read_text())["groups"]
+    assert (small["measure"], small["curve"], large["measure"], large["curve"]) == ("bleu", "loss", "loss", "loss")
+    assert small["rows"][1]["bleu"] == [[30.0, 31.5], [30.0, 30.5]]
+    assert large["rows"][0]["curves"] == [[[100.0, 2.0], [200.0, 1.0]]]
+    page = (runner.out / "report.html").read_text()
+    for text in ("<th>BLEU</th>", "<th>loss</th>", "<td>31.50</td>", "<td>0.9000</td>", "Validation loss over compute"):
+        assert text in page
+
+
+def test_a_measure_that_was_not_made_is_named(runner: _Runner) -> None:
+    summary = runner(_study(_cell("a"), headline={"small": "chrf"}))
+    assert "the record of a has no 'chrf'; measured are accuracy, loss, bleu" in summary["failed"][0]["reason"]
+    assert not (runner.out / "cells" / "a.json").exists()
+    runner(_study(_cell("a")))
+    with pytest.raises(ValueError, match="the record of a has no 'chrf'"):
+        collect(_study(_cell("a"), headline={"small": "chrf"}), runner.out)
+
+
+@pytest.mark.parametrize("name", ["schedules", "stagewise"])
+def test_committed_studies_are_finished(name: str) -> None:
+    study = get_study(name)
+    folder = Path(__file__).parent.parent / "studies" / name
+    missing = [(cell.name, reason) for cell in study.cells if (reason := read_record(cell, folder)[1])]
+    assert missing == []
+    results = collect(study, folder)
+    assert results["missing"] == []
+    assert all(len(paragraph) > 20 for paragraph in results["findings"])
+    committed = json.loads((folder / "results.json").read_text())
+    for group, before in zip(results["groups"], committed["groups"], strict=True):
+        assert [row["accuracy"] for row in group["rows"]] == [row["accuracy"] for row in before["rows"]]
 
 
 # --- interruptions -----------------------------------------------------------------------------------------------
@@ -454,8 +558,8 @@ def test_what_is_collected_stands_in_the_order_of_the_study(runner: _Runner) -> 
     }
     small, large = results["groups"]
     assert small["name"] == "small"
-    assert small["note"] == "Six epochs. Not matched in compute: from 200 to 300 layer evaluations."
-    assert large["note"] == "Missing cells: w-0."
+    assert small["note"] == "Six epochs. Not matched in compute: from 200 to 300 layer evaluations. Signature: tok:13a."
+    assert large["note"] == "Signature: tok:13a. Missing cells: w-0."
     assert [row["label"] for row in small["rows"]] == ["z", "y"]
     row = small["rows"][0]
     assert row["seeds"] == [1, 0]
@@ -551,6 +655,13 @@ def test_option_values_that_are_no_words_are_refused(value: Any) -> None:
         ((_cell("a", label="l"), _cell("b", label="l", seed=1, x=1)), {}, "differ in more than their seed"),
         ((_cell("a", label="l"), _cell("b", label="l")), {}, "the same seed twice"),
         ((_cell("a"),), {"notes": {"big": "?"}}, r"notes for groups without cells: \['big'\]"),
+        ((_cell("a"),), {"headline": {"big": "loss"}}, r"headlines for groups without cells: \['big'\]"),
+        ((_after(_cell("a"), "b"),), {}, "cell b starts from a, which is no cell of fake"),
+        (
+            (_cell("a"), _cell("b"), _after(_cell("a"), "c-0"), _after(_cell("b"), "c-1", seed=1)),
+            {},
+            "differ in more than their seed",
+        ),
     ],
 )
 def test_studies_that_contradict_themselves_are_refused(

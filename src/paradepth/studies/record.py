@@ -21,6 +21,13 @@ _ENVIRONMENT = (
     "precision",
     "world_size",
 )
+# Of evaluation.json, what stands elsewhere in a record or is no measure.
+_OTHER = ("accuracy", "loss", "contribution", "class_names", "confusion", "examples")
+_CLASSES = (
+    "accuracy",
+    "f1",
+    "matthews",
+)  # measures that the accuracy of validations tells the course of; else the loss
 _MATCHED = 0.02  # rows whose compute differs by more than this part are not a matched comparison
 
 
@@ -33,9 +40,10 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
 
     Returns:
         The fields of the cell and `options_hash`; `parameters`, `layers`, `layer_evals`, `flops`, `seconds`;
-        `accuracy`, `loss` (test, per prefix), `contribution` (per branch), `validation_accuracy` (last, per prefix);
-        `curve` ([layer_evals, validation accuracy of the full model] …), `stages` (stage events) and `environment`
-        (without paths).
+        `accuracy`, `loss` (test, per prefix), `measures` (whatever else was measured of every prefix, by name),
+        `contribution` (per branch), `validation_accuracy`, `validation_loss` (last, per prefix); `curve` and
+        `loss_curve` ([layer_evals, validation accuracy, or loss, of the full model] …), `stages` (stage events),
+        `environment` (without paths) and, where it has one, `signature` of the measures.
 
     Raises:
         ValueError: the run is not finished or a file is damaged; the message names the file.
@@ -53,6 +61,9 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
     start, end = by_kind["start"][-1], by_kind["end"][-1]
     if not evaluation.get("accuracy"):
         raise ValueError(f"{run / 'evaluation.json'} has no test accuracy")
+    prefixes = len(evaluation["accuracy"])
+    validations = by_kind["validation"]
+    signature = {"signature": evaluation["signature"]} if "signature" in evaluation else {}
     try:
         return {
             **definition(cell),
@@ -62,15 +73,42 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
             "flops": end["flops"],
             "seconds": end["seconds"],
             "accuracy": evaluation["accuracy"],
-            "validation_accuracy": by_kind["validation"][-1]["accuracy"],
+            "validation_accuracy": validations[-1]["accuracy"],
+            "validation_loss": validations[-1]["loss"],
             "loss": evaluation["loss"],
+            "measures": {key: v for key, v in evaluation.items() if key not in _OTHER and _is_measure(v, prefixes)},
+            **signature,
             "contribution": evaluation["contribution"],
-            "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in by_kind["validation"]],
+            "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in validations],
+            "loss_curve": [[event["layer_evals"], event["loss"][-1]] for event in validations],
             "stages": by_kind.get("stage", []),
             "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
         }
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
+
+
+def _is_measure(value: object, prefixes: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == prefixes
+        and all(item is None or (isinstance(item, int | float) and not isinstance(item, bool)) for item in value)
+    )
+
+
+def measured(record: dict[str, Any], key: str) -> list[float]:
+    """A measure of a record by prefix, of the test split.
+
+    Raises:
+        ValueError: it was not measured; the message names what was.
+
+    >>> measured({"name": "a", "accuracy": [0.5], "loss": [1.0], "measures": {"bleu": [30.1]}}, "bleu")
+    [30.1]
+    """
+    found = {name: record[name] for name in ("accuracy", "loss")} | record.get("measures", {})
+    if key not in found:
+        raise ValueError(f"the record of {record['name']} has no {key!r}; measured are {', '.join(found)}")
+    return found[key]
 
 
 def definition(cell: Cell) -> dict[str, Any]:
@@ -82,6 +120,7 @@ def definition(cell: Cell) -> dict[str, Any]:
         "recipe": cell.recipe,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in cell.options.items()},
         "seed": cell.seed,
+        **({} if cell.after is None else {"after": cell.after.name}),
         "options_hash": cell.options_hash,
     }
 
@@ -112,9 +151,13 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         out: its folder, as given to `run_study`.
 
     Returns:
-        `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `rows`; a row holds one entry a seed),
-        `environment`, `command` and `missing` (names of cells without a valid record). Groups and rows stand in the
-        order of the study's definition. A group's note says what is missing and whether its rows differ in compute.
+        `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `measure`, `curve`, `rows`; a row holds
+        one entry a seed), `environment`, `command` and `missing` (names of cells without a valid record). Groups and
+        rows stand in the order of the study's definition. A group's note says what is missing, whether its rows differ
+        in compute, and the signature of its measures.
+
+    Raises:
+        ValueError: a record without the measure that its group is compared by.
     """
     records: list[dict[str, Any]] = []
     missing: list[Cell] = []
@@ -131,15 +174,19 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
     groups = []
     for group in dict.fromkeys(cell.group for cell in study.cells):
         of_group = [record for record in records if record["group"] == group]
+        measure = study.headline.get(group, "accuracy")
+        curve = "accuracy" if measure in _CLASSES else "loss"
         rows = [
-            _row([record for record in of_group if record["label"] == label])
+            _row([record for record in of_group if record["label"] == label], measure, curve)
             for label in dict.fromkeys(record["label"] for record in of_group)
         ]
-        remarks = [study.notes.get(group, ""), _compute_remark(rows)]
+        signatures = dict.fromkeys(record["signature"] for record in of_group if "signature" in record)
+        remarks = [study.notes.get(group, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
         absent = [cell.name for cell in missing if cell.group == group]
         if absent:
             remarks.append(f"Missing cells: {', '.join(absent)}.")
-        groups.append({"name": group, "note": " ".join(filter(None, remarks)), "rows": rows})
+        note = " ".join(filter(None, remarks))
+        groups.append({"name": group, "note": note, "measure": measure, "curve": curve, "rows": rows})
     return {
         "name": study.name,
         "title": study.title,
@@ -152,10 +199,10 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
     }
 
 
-def _row(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(records: list[dict[str, Any]], measure: str, curve: str) -> dict[str, Any]:
     """One table row: what its seeds share, and one list entry for each seed of what they do not."""
     first = records[0]
-    per_seed = {"seeds": "seed", "curves": "curve"} | {
+    per_seed = {"seeds": "seed", "curves": "curve" if curve == "accuracy" else "loss_curve"} | {
         key: key for key in ("accuracy", "validation_accuracy", "loss", "contribution", "stages", "flops", "seconds")
     }
     return {
@@ -166,6 +213,7 @@ def _row(records: list[dict[str, Any]]) -> dict[str, Any]:
         "parameters": first["parameters"],
         "layer_evals": sum(record["layer_evals"] for record in records) / len(records),
         **{plural: [record[key] for record in records] for plural, key in per_seed.items()},
+        measure: [measured(record, measure) for record in records],
     }
 
 

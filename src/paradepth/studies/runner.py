@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from paradepth.atomic import write_json
 from paradepth.studies.lock import StudyLock
-from paradepth.studies.record import collect, read_record, read_run
+from paradepth.studies.record import collect, measured, read_record, read_run
 from paradepth.studies.study import Cell, Study, resume_command, train_command
 from paradepth.train.checkpoint import CheckpointStore
 
@@ -63,7 +63,8 @@ def run_study(
     """Train the cells of a study that are missing, then write `results.json` and `report.html`.
 
     A cell whose record was made with other options counts as missing. An interrupted cell goes on from its newest
-    checkpoint. A failed cell does not stop the others. On SIGINT, SIGTERM or SIGHUP the training processes get
+    checkpoint. A cell that starts from another waits for it; where the run directory of that one is gone, it runs
+    again. A failed cell stops only those that start from it. On SIGINT, SIGTERM or SIGHUP the training processes get
     SIGTERM, save and end, and so does the study; the same call goes on later. A second signal kills them at once.
 
     Args:
@@ -71,7 +72,8 @@ def run_study(
         out: the study's folder, created where needed.
         data_dir: passed on to every cell.
         workers: how many cells run at a time. `seconds` in the results are measured under that load.
-        only: run only cells whose name matches this pattern, as in a shell (`*`, `?`, `[abc]`).
+        only: run only cells whose name matches this pattern, as in a shell (`*`, `?`, `[abc]`), and what they start
+            from.
         rerun: train again what is finished; the old records stay until the new ones exist.
         say: told about progress, a line at a time.
         command: what trains a cell into a run directory; `paradepth train` by default.
@@ -81,8 +83,8 @@ def run_study(
         `done` and `skipped` (names of cells), `failed` (dicts with `name` and `reason`) and `out`.
 
     Raises:
-        ValueError: fewer than one worker, a pattern that matches nothing, a missing data folder, or another runner is
-            at work in `out`.
+        ValueError: fewer than one worker, a pattern that matches nothing, a missing data folder, another runner is at
+            work in `out`, or a cell's test evaluation lacks the measure that its group is compared by.
         KeyboardInterrupt, SystemExit: the study was stopped, by SIGINT and by another signal.
     """
     if workers < 1:
@@ -99,7 +101,7 @@ def run_study(
     train = command or partial(train_command, data_dir=None if data_dir is None else Path(data_dir))
     lock = StudyLock(out / ".lock", say=say)
     try:
-        runner = _Runner(out, lock, train, resume or resume_command, workers, rerun, say)
+        runner = _Runner(out, lock, train, resume or resume_command, workers, rerun, study.headline, say)
         runner.run(cells)
         _write_results(study, out)
     finally:
@@ -121,10 +123,11 @@ class _Runner:
         resume: Command,
         workers: int,
         rerun: bool,
+        headline: Mapping[str, str],
         say: Callable[[str], object],
     ) -> None:
         self.out, self.lock, self.train, self.resume = out, lock, train, resume
-        self.workers, self.rerun, self.say = workers, rerun, say
+        self.workers, self.rerun, self.headline, self.say = workers, rerun, headline, say
         self.running: list[_Running] = []
         self.done: list[str] = []
         self.skipped: list[str] = []
@@ -132,13 +135,13 @@ class _Runner:
         self.total = 0
 
     def run(self, cells: list[Cell]) -> None:
-        self.total = len(cells)
-        waiting = [cell for cell in cells if self._is_missing(cell)]
+        waiting = self._with_sources([cell for cell in cells if self._is_missing(cell)])
+        self.total = len({cell.name for cell in (*cells, *waiting)})
         with _stop_signals() as stops:
             try:
                 while (waiting or self.running) and not stops:
-                    while waiting and len(self.running) < self.workers:
-                        self._begin(waiting.pop(0))
+                    while len(self.running) < self.workers and (cell := self._next(waiting)) is not None:
+                        self._begin(cell)
                     time.sleep(_POLL_SECONDS)
                     self._reap(stops)
             finally:
@@ -160,6 +163,46 @@ class _Runner:
         if reason:
             self.say(f"{cell.name} counts as missing: {reason}")
         return True
+
+    def _with_sources(self, missing: list[Cell]) -> list[Cell]:
+        """The cells to run, each behind the one that it starts from, which runs again if its run directory is gone."""
+        queue: dict[str, Cell] = {}
+        names = {cell.name for cell in missing}
+
+        def add(cell: Cell) -> None:
+            source = cell.after
+            if source is not None and source.name not in queue:
+                if source.name in names:
+                    add(source)
+                elif not self._has_run(source):
+                    self.say(f"{source.name} runs, too: {cell.name} starts from it and its run directory is not there")
+                    if source.name in self.skipped:
+                        self.skipped.remove(source.name)
+                    if read_record(source, self.out)[0] is not None:
+                        self._sidecar(source).unlink(missing_ok=True)  # what is left of it is not to be taken for it
+                    add(source)
+            queue[cell.name] = cell
+
+        for cell in missing:
+            if cell.name not in queue:
+                add(cell)
+        return list(queue.values())
+
+    def _has_run(self, cell: Cell) -> bool:
+        return self._belongs(cell) and (self.out / "runs" / cell.name / "model.safetensors").is_file()
+
+    def _next(self, waiting: list[Cell]) -> Cell | None:
+        """Takes the first cell that need not wait for another; one whose source failed fails with it."""
+        busy = {cell.name for cell in waiting} | {entry.cell.name for entry in self.running}
+        failed = {failure["name"] for failure in self.failed}
+        for place, cell in enumerate(waiting):
+            if cell.after is None or cell.after.name not in busy:
+                del waiting[place]
+                if cell.after is None or cell.after.name not in failed:
+                    return cell
+                self._fail(cell, f"{cell.after.name}, which it starts from, failed")
+                return self._next(waiting)
+        return None
 
     def _begin(self, cell: Cell, *, afresh: bool = False) -> None:
         """Start a cell's process, or take the result of a run that ended after its runner was killed."""
@@ -242,12 +285,15 @@ class _Runner:
         return True
 
     def _save(self, cell: Cell, run: Path) -> None:
-        record = read_run(cell, run)
+        record, key = read_run(cell, run), self.headline.get(cell.group, "accuracy")
+        value = measured(record, key)[-1]
         write_json(self.out / "cells" / f"{cell.name}.json", record)
         self.done.append(cell.name)
         number = len(self.done) + len(self.skipped) + len(self.failed)
-        accuracy = f"{100 * record['accuracy'][-1]:.2f} %"
-        self.say(f"[{number}/{self.total}] {cell.name}: test accuracy {accuracy} in {record['seconds']:.0f} s")
+        shown = f"{100 * value:.2f} %" if key == "accuracy" else f"{value:.4g}"
+        self.say(
+            f"[{number}/{self.total}] {cell.name}: test {key.replace('_', ' ')} {shown} in {record['seconds']:.0f} s"
+        )
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed.append({"name": cell.name, "reason": reason})

@@ -27,6 +27,7 @@ class Cell:
         options: the recipe's options, in Python spelling; JSON values other than dicts. The runner itself sets seed,
             threads, data_dir, run_dir, overwrite and json.
         seed: the seed.
+        after: the cell whose finished run this one starts from: its run directory is the option init.
 
     Raises:
         ValueError: an unsafe name, an option the runner sets, or an option value that is not as above.
@@ -42,12 +43,17 @@ class Cell:
     recipe: str
     options: Mapping[str, Any]
     seed: int
+    after: Cell | None = None
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name) or self.name.endswith((".log", ".json")):
             raise ValueError(
                 f"cell name {self.name!r} is not allowed: letters, digits, '.', '_', '+' and '-', the first a letter "
                 "or digit, and no .log or .json at the end"
+            )
+        if self.after is not None and "init" in self.options:
+            raise ValueError(
+                f"cell {self.name}: it starts from {self.after.name}, so 'init' is not an option of its own"
             )
         for option, value in self.options.items():
             if option.replace("-", "_") in _RESERVED:
@@ -61,8 +67,11 @@ class Cell:
 
     @property
     def options_hash(self) -> str:
-        """Short hash of what determines the result: recipe, options and seed. Group and label may change freely."""
-        definition = {"recipe": self.recipe, "options": dict(self.options), "seed": self.seed}
+        """Short hash of what determines the result: recipe, options, seed, and the same of the cell it starts from.
+        Group and label may change freely."""
+        definition: dict[str, Any] = {"recipe": self.recipe, "options": dict(self.options), "seed": self.seed}
+        if self.after is not None:
+            definition["after"] = self.after.options_hash
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -78,10 +87,12 @@ class Study:
         findings: from the records of all cells (dicts as `paradepth.studies.record.read_run` makes them) to
             paragraphs for the report; called only when every cell is there.
         notes: a remark for each group that needs one.
+        headline: the measure that a group's rows are compared by, under its name in `evaluation.json`: accuracy where
+            nothing else is said, or loss, bleu, matthews ….
 
     Raises:
-        ValueError: no cells, a name used twice, a note for an unknown group, or cells of one row that differ in more
-            than their seed.
+        ValueError: no cells, a name used twice, a note or headline for an unknown group, cells of one row that differ
+            in more than their seed, or a cell that starts from one of another study.
     """
 
     name: str
@@ -90,6 +101,7 @@ class Study:
     cells: tuple[Cell, ...]
     findings: Callable[[list[dict[str, Any]]], list[str]]
     notes: Mapping[str, str] = field(default_factory=dict)
+    headline: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -102,19 +114,29 @@ class Study:
             names.add(cell.name)
             rows.setdefault((cell.group, cell.label), []).append(cell)
         for (group, label), cells in rows.items():
-            if any((c.recipe, dict(c.options)) != (cells[0].recipe, dict(cells[0].options)) for c in cells):
+            if any(_but_seed(cell) != _but_seed(cells[0]) for cell in cells):
                 raise ValueError(f"row {label!r} of group {group!r} has cells that differ in more than their seed")
             if len({c.seed for c in cells}) != len(cells):
                 raise ValueError(f"row {label!r} of group {group!r} has the same seed twice")
-        unknown = set(self.notes) - {cell.group for cell in self.cells}
-        if unknown:
-            raise ValueError(f"study {self.name} has notes for groups without cells: {sorted(unknown)}")
+        for cell in self.cells:
+            if cell.after is not None and cell.after not in self.cells:
+                raise ValueError(f"cell {cell.name} starts from {cell.after.name}, which is no cell of {self.name}")
+        for what, groups in (("notes", self.notes), ("headlines", self.headline)):
+            unknown = set(groups) - {cell.group for cell in self.cells}
+            if unknown:
+                raise ValueError(f"study {self.name} has {what} for groups without cells: {sorted(unknown)}")
+
+
+def _but_seed(cell: Cell) -> tuple[Any, ...]:
+    """What the cells of a row have in common."""
+    return cell.recipe, dict(cell.options), cell.after and (cell.after.group, cell.after.label)
 
 
 def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> list[str]:
     """The command line that trains a cell into the run directory `run`, on one thread.
 
-    Underscores in option names become dashes, True becomes `--flag`, False `--no-flag`, a list several values.
+    Underscores in option names become dashes, True becomes `--flag`, False `--no-flag`, a list several values. What a
+    cell starts from lies next to `run`.
 
     >>> cell = Cell(name="a", group="g", label="l", recipe="digits", options={"ema": False, "lr": 1e-3}, seed=3)
     >>> " ".join(train_command(cell, Path("runs/a"))[3:])
@@ -128,6 +150,8 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
         else:
             words.append(f"--{flag}")
             words += [str(item) for item in (value if isinstance(value, (list, tuple)) else (value,))]
+    if cell.after is not None:
+        words += ["--init", str(run.parent / cell.after.name)]
     words += ["--seed", str(cell.seed), "--threads", "1"]
     if data_dir is not None:
         words += ["--data-dir", str(data_dir)]
