@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -28,12 +30,28 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     >>> target.read_bytes()
     b'done'
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when the context ends well: `write_bytes` for data in pieces.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "lines.txt"
+    >>> with replacing(target) as file:
+    ...     _ = file.write(b"one"), file.write(b"two"), print(target.exists())
+    False
+    >>> target.read_bytes()
+    b'onetwo'
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         # "x" and not tempfile.mkstemp, whose files nobody but the owner may read.
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

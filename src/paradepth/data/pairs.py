@@ -243,19 +243,35 @@ def _from_hub(name: str, languages: tuple[str, str]) -> _Found:
     return found
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text; only line feeds separate them, so that both files of a pair are cut alike."""
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text; only line feeds separate them, so that both files of a pair are cut alike.
+
+    Raises:
+        ValueError: a file that cannot be read, is empty, or is not UTF-8.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_lines(content, str(path))
+
+
+def decode_lines(content: bytes, place: str) -> list[str]:
+    """The lines of UTF-8, as `read_lines`.
+
+    Raises:
+        ValueError: naming the place, for what is empty or not UTF-8.
+
+    >>> decode_lines("ein Hund\\nzwei Hunde\\n".encode(), "a file")
+    ['ein Hund', 'zwei Hunde']
+    """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}") from error
+        raise ValueError(f"{place} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}") from error
     if not text.strip():
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{place} is empty")
     lines = text.split("\n")
     return lines[:-1] if not lines[-1] else lines
 
@@ -265,7 +281,7 @@ def _aligned(source: Path, target: Path) -> Texts:
     for path, other in ((source, target), (target, source)):
         if not path.is_file():
             raise ValueError(f"there is {other} but no {path}; pairs need both")
-        sides.append(_lines(path))
+        sides.append(read_lines(path))
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{source} has {len(sides[0])} lines and {target} has {len(sides[1])}; they must be translations of each "
@@ -276,7 +292,7 @@ def _aligned(source: Path, target: Path) -> Texts:
 
 def _jsonl(path: Path, languages: tuple[str, str]) -> Texts:
     pairs: Texts = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -289,8 +305,8 @@ def _jsonl(path: Path, languages: tuple[str, str]) -> Texts:
             if not isinstance(entry.get(language), str):
                 known = [key for key, value in entry.items() if isinstance(value, str)]
                 raise ValueError(
-                    f"{path}, line {number} has no text {language!r}; languages are {' and '.join(languages)}, and there "
-                    f"are texts under {', '.join(known) or 'no key'}"
+                    f"{path}, line {number} has no text {language!r}; languages are {' and '.join(languages)}, and "
+                    f"there are texts under {', '.join(known) or 'no key'}"
                 )
         pairs.append((entry[languages[0]], entry[languages[1]]))
     return pairs

@@ -141,7 +141,7 @@ class CachedDecoder:
     Args:
         model: in evaluation mode.
         source_BS: sources, padded.
-        branches: use the first branches only (default: all).
+        branches: use the first branches only (default: all); a serial stack counts as one.
 
     >>> model = Translator(TranslatorConfig(vocab_size=50, width=16, mlp=32, depth=1)).eval()
     >>> source, target = torch.randint(1, 50, (2, 7)), torch.randint(1, 50, (2, 3))
@@ -152,8 +152,6 @@ class CachedDecoder:
     """
 
     def __init__(self, model: Translator, source_BS: Tensor, *, branches: int | None = None) -> None:
-        if branches not in (None, 1) and model.config.branches == 0:
-            raise ValueError(f"branches is {branches}; this model is a serial stack and has none")
         self.model = model
         self.cache = TrunkCache(model.trunk, branches=branches if model.config.branches else None)
         self.x_BSD = model.stem.source(source_BS)
@@ -180,6 +178,39 @@ class _Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
     def special(self, name: str) -> int: ...
+
+
+def check_search(
+    model: Translator,
+    *,
+    beams: int,
+    branches: int | None = None,
+    max_tokens: int | None = None,
+    length_penalty: float = 1.0,
+    batch_size: int = 1,
+) -> None:
+    """Refuses options of `translate` that are out of range.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    for name, value in (("beams", beams), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if not 0 <= length_penalty < float("inf"):
+        raise ValueError(f"length_penalty is {length_penalty}; it must be at least 0")
+    if max_tokens is not None and not 1 <= max_tokens <= model.config.context:
+        raise ValueError(
+            f"max_tokens is {max_tokens}; it must be between 1 and {model.config.context}, the model's context"
+        )
+    if branches is not None and not 1 <= branches <= model.prefixes:
+        raise ValueError(f"branches is {branches}; this model has {model.prefixes}, and at least 1 is needed")
+
+
+def too_long(model: Translator, tokenizer: _Tokenizer, sentences: Sequence[str]) -> list[int]:
+    """Which sentences, counted from 1, have more tokens than the model takes."""
+    encoded = tokenizer.encode_many([sentence.strip() for sentence in sentences])
+    return [number for number, tokens in enumerate(encoded, start=1) if len(tokens) + 1 > model.config.context]
 
 
 @torch.no_grad()
@@ -211,10 +242,7 @@ def translate_tokens(
         ValueError: numbers out of range.
     """
     c = model.config
-    if beams < 1:
-        raise ValueError(f"beams is {beams}; it must be at least 1")
-    if max_tokens is not None and not 1 <= max_tokens <= c.context:
-        raise ValueError(f"max_tokens is {max_tokens}; it must be between 1 and {c.context}, the model's context")
+    check_search(model, beams=beams, branches=branches, max_tokens=max_tokens, length_penalty=length_penalty)
     device = next(model.parameters()).device
     longest = max(len(source) for source in sources)
     padded = [[*source, *[c.pad] * (longest - len(source))] for source in sources]
@@ -262,8 +290,14 @@ def translate(
             f"the tokeniser has {tokenizer.vocab_size} tokens and the model a vocabulary of {c.vocab_size}: they do "
             "not belong together"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_search(
+        model,
+        beams=beams,
+        branches=branches,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        batch_size=batch_size,
+    )
     start, end = tokenizer.special("<s>"), tokenizer.special("</s>")
     encoded = tokenizer.encode_many([sentence.strip() for sentence in sentences])
     cut = sum(len(tokens) + 1 > c.context for tokens in encoded)

@@ -37,6 +37,7 @@ class TranslationTask(Task):
     data_names: ClassVar[tuple[str, ...]] = PAIR_NAMES
     kind = "pairs of sentences"
     own_options = ("languages", "tokenizer", "vocab_size")
+    score_names = ("bleu", "chrf")
     unit = "pairs"
     evaluation_batch = _EVALUATED
 
@@ -65,8 +66,8 @@ class TranslationTask(Task):
         task = cls(config, data)
         if task.data.blank or task.data.long:
             warnings.warn(
-                f"{task.data.blank} training pairs are left out because a side is blank, and {task.data.long} because "
-                f"a side is longer than {task.context} tokens",
+                f"training pairs that are left out: {task.data.blank} with a blank side, {task.data.long} with a side "
+                f"longer than {task.context} tokens",
                 stacklevel=2,
             )
         return task
@@ -102,6 +103,36 @@ class TranslationTask(Task):
     def ordered(self, split: str, start: int, stop: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """The pairs in the order of their lengths, so that little of a batch is padding."""
         return self._collated(getattr(self.data, split), self._order[split][start:stop])
+
+    def outputs(self, model: Translator, split: str) -> dict[str, Any]:
+        """sacreBLEU and chrF by prefix, of beam search, with their signatures, and the first translations."""
+        from sacrebleu.metrics import BLEU, CHRF
+
+        was_training = model.training
+        model.eval()
+        texts = getattr(self.data, split).texts
+        sources, references = ([pair[side] for pair in texts] for side in (0, 1))
+        options: dict[str, Any] = {"beams": EVALUATION_BEAMS, "batch_size": _EVALUATED}
+        found = [
+            translate(model, self.data.tokenizer, sources, branches=k, **options) for k in range(1, model.prefixes + 1)
+        ]
+        model.train(was_training)
+        bleu, chrf = BLEU(), CHRF()
+        scores = {
+            name: [metric.corpus_score(translations, [references]).score for translations in found]
+            for name, metric in (("bleu", bleu), ("chrf", chrf))
+        }
+        examples = [
+            {"source": source, "reference": reference, "translation": translations[-1]}
+            | ({"by_prefix": list(translations)} if model.prefixes > 1 else {})
+            for source, reference, *translations in zip(sources, references, *found, strict=True)
+        ]
+        return {
+            **scores,
+            "signatures": {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
+            "decoding": f"beam search, {EVALUATION_BEAMS} beams, score log p / length",
+            "examples": examples[:_EXAMPLES],
+        }
 
 
 def _by_length(split: PairSplit) -> Tensor:
