@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from paradepth import __version__
-from paradepth.cli import generate, runs, train, use
+from paradepth.cli import generate, runs, train, translate, use
 from paradepth.cli.parse import Commands, is_main_process
 from paradepth.cli.show import show
 
-COMMANDS: Commands = {**train.COMMANDS, **use.COMMANDS, **generate.COMMANDS, **runs.COMMANDS}
+COMMANDS: Commands = {**train.COMMANDS, **use.COMMANDS, **generate.COMMANDS, **translate.COMMANDS, **runs.COMMANDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
