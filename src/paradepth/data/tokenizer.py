@@ -17,6 +17,7 @@ from paradepth.atomic import write_text
 FILE = "tokenizer.json"
 # In this order behind the ordinary tokens of a vocabulary made here; one from elsewhere may have them anywhere.
 SPECIALS = ("<pad>", "<s>", "</s>", "<mask>")
+_BERT = {"<pad>": "[PAD]", "<s>": "[CLS]", "</s>": "[SEP]", "<mask>": "[MASK]"}  # the same tokens under BERT's names
 
 
 class Tokenizer(ABC):
@@ -110,6 +111,7 @@ class BPETokenizer(Tokenizer):
         self.inner = inner
         self.vocab_size = inner.get_vocab_size(with_added_tokens=True)
         known = {name: inner.token_to_id(name) for name in SPECIALS}
+        known = {name: inner.token_to_id(_BERT[name]) if n is None else n for name, n in known.items()}
         self.specials = {name: number for name, number in known.items() if number is not None}
 
     @classmethod
@@ -193,6 +195,8 @@ def _from_string(content: str) -> BPETokenizer:
     except Exception as error:  # the library raises plain Exception
         raise ValueError(str(error)) from error
     inner.encode_special_tokens = True  # not part of the file
+    inner.no_truncation()  # files of sentence models ask for both, and would lose all text behind some length
+    inner.no_padding()
     return BPETokenizer(inner)
 
 
@@ -235,6 +239,26 @@ def choose_tokenizer(
     if choice == "bpe":
         return BPETokenizer.train(texts, vocab_size=8192 if vocab_size is None else vocab_size)
     return hub_tokenizer(choice.removeprefix("hub:")) if choice.startswith("hub:") else load_tokenizer(choice)
+
+
+def with_specials(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokeniser with those of `SPECIALS` that it does not have as new numbers behind all others; the numbers
+    of all other tokens stay as they are.
+
+    >>> with_specials(ByteTokenizer()).vocab_size, with_specials(ByteTokenizer(special=True)).vocab_size
+    (260, 260)
+    """
+    missing = [name for name in SPECIALS if name not in tokenizer.specials]
+    if not missing:
+        return tokenizer
+    if isinstance(tokenizer, ByteTokenizer):
+        return ByteTokenizer(special=True)
+    assert isinstance(tokenizer, BPETokenizer)
+    from tokenizers import AddedToken
+
+    extended = _from_string(tokenizer.inner.to_str())
+    extended.inner.add_special_tokens([AddedToken(name, special=True) for name in missing])
+    return BPETokenizer(extended.inner)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
