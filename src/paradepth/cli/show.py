@@ -21,6 +21,10 @@ def show(result: dict[str, Any]) -> None:
             console.print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
         elif key == "predictions":
             for item in value:
+                if "tags" in item:
+                    pairs = zip(item["words"], item["tags"], strict=True)
+                    console.print(" ".join(f"{word}/{tag}" for word, tag in pairs), markup=False)
+                    continue
                 best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
                 console.print(f"{item['image']}: {best}", markup=False)
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):

@@ -22,7 +22,8 @@ from paradepth.data.tagged import NONE, Sentence, Tags
 from paradepth.data.treebank import Treebank
 from paradepth.data.words import WordVocabulary
 
-UNTAGGED, UNSEEN = -1, -2  # labels: not annotated, or padding; a label that the training sentences do not have
+# Labels that are no class: not annotated, or padding; and, counting down, those that the training sentences lack.
+UNTAGGED, UNSEEN = -1, -2
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TaggedSplit:
     Attributes:
         sentences: the sentences.
         rows: of each word its row in `TaggedData.table_UF`, sample by sample.
-        labels: of each word its class, `UNTAGGED` or `UNSEEN`.
+        labels: of each word its class, `UNTAGGED`, or `UNSEEN` − i for the i-th of `TaggedData.unseen_names`.
     """
 
     sentences: tuple[Sentence, ...]
@@ -62,6 +63,7 @@ class TaggedData:
         tags: what is predicted.
         vocabulary: of the words.
         class_names: the labels of the training sentences, sorted.
+        unseen_names: labels of the other sentences that are none of these, sorted.
         table_UF: numbers of the different words; row 0 is padding.
         train, validation, test: a sample is a sentence.
     """
@@ -70,6 +72,7 @@ class TaggedData:
     tags: Tags
     vocabulary: WordVocabulary
     class_names: tuple[str, ...]
+    unseen_names: tuple[str, ...]
     table_UF: Tensor
     train: TaggedSplit
     validation: TaggedSplit
@@ -125,9 +128,11 @@ def encode_treebank(
             raise ValueError(f"all training words have the same label, {class_names[0]!r}: there is nothing to learn")
     if vocabulary is None:
         vocabulary = WordVocabulary.learn(sentence.words for sentence in treebank.train)
-    classes = {label: number for number, label in enumerate(class_names)}
+    numbers = {label: number for number, label in enumerate(class_names)}
     if tags != "features":
-        classes[NONE] = UNTAGGED
+        numbers[NONE] = UNTAGGED
+    unseen = sorted({label for chosen in labels.values() for sentence in chosen for label in sentence} - set(numbers))
+    numbers |= {label: UNSEEN - i for i, label in enumerate(unseen)}
     different = sorted({word for sentences in splits.values() for sentence in sentences for word in sentence.words})
     rows = {word: row for row, word in enumerate(different, start=1)}
     table_UF = torch.cat([torch.zeros(1, vocabulary.features).long(), vocabulary.encode([different])[0]])
@@ -135,11 +140,11 @@ def encode_treebank(
         split: TaggedSplit(
             sentences,
             Ragged.of([rows[word] for word in sentence.words] for sentence in sentences),
-            Ragged.of([classes.get(label, UNSEEN) for label in sentence] for sentence in labels[split]),
+            Ragged.of([numbers[label] for label in sentence] for sentence in labels[split]),
         )
         for split, sentences in splits.items()
     }
-    return TaggedData(treebank.name, tags, vocabulary, tuple(class_names), table_UF, **encoded)
+    return TaggedData(treebank.name, tags, vocabulary, tuple(class_names), tuple(unseen), table_UF, **encoded)
 
 
 def sample_lengths(lengths: Sequence[int], context: int, *, pack: bool = False) -> Tensor:

@@ -91,12 +91,15 @@ def _sentence(block: list[str], path: Path, first: int) -> list[Sentence]:
     """The sentence of a block of lines, or none where there are only comments."""
     import conllu
 
-    for number, line in enumerate(block, start=first):
-        if not line.startswith("#") and line.count("\t") != _COLUMNS - 1:
-            raise ValueError(
-                f"{path}, line {number}: {line.count(chr(9)) + 1} columns; CoNLL-U has {_COLUMNS}, separated by tabs"
-            )
     rows = [(number, line) for number, line in enumerate(block, start=first) if not line.startswith("#")]
+    for number, line in rows:
+        columns = line.split("\t")
+        if len(columns) != _COLUMNS:
+            raise ValueError(
+                f"{path}, line {number}: {len(columns)} columns; CoNLL-U has {_COLUMNS}, separated by tabs"
+            )
+        if any("  " in column for column in columns[: len(_FIELDS)]):  # which the library takes for two columns
+            raise ValueError(f"{path}, line {number}: two spaces within a column")
     try:
         tokens = conllu.parse("\n".join(line for _, line in rows), fields=_FIELDS)[0] if rows else []
     except conllu.exceptions.ParseException as error:

@@ -5,7 +5,7 @@ from other words, so a word is several numbers, each the row of one embedding ta
 
     row 0       padding
     row 1       a word that is not in the vocabulary
-    rows 2 …    words that occur often enough in the training data
+    rows 2 …    words that occur often enough in the training data, then the same words in lower case
     the rest    buckets, into which all else is hashed
 
 Shapes: B sentences, T words, F numbers of a word.
@@ -26,6 +26,7 @@ from paradepth.atomic import write_text
 
 FILE = "words.json"
 PADDING, UNKNOWN = 0, 1
+OWN = 2  # numbers that stand for the word as a whole, in front of those that it shares with others
 AFFIX = 4  # longest beginning and end
 BUCKETS = 2**15
 _VERSION = 1  # to be raised whenever a word gets other numbers
@@ -34,9 +35,9 @@ _VERSION = 1  # to be raised whenever a word gets other numbers
 class WordVocabulary:
     """Numbers for words.
 
-    The numbers of a word are: its row if it is in the vocabulary, else `UNKNOWN`; and the buckets of the word in lower
-    case, of its first 1 to 4 and of its last 1 to 4 letters in lower case, and of its shape. They depend on nothing
-    but the vocabulary and the word: they are the same in every process and on every machine.
+    The numbers of a word are: its row and that of its lower case, `UNKNOWN` where the vocabulary does not have it; and
+    the buckets of its first 1 to 4 and of its last 1 to 4 letters in lower case, and of its shape. They depend on
+    nothing but the vocabulary and the word: they are the same in every process and on every machine.
 
     Args:
         words: the vocabulary; their order is that of their rows.
@@ -51,19 +52,22 @@ class WordVocabulary:
 
     >>> vocabulary = WordVocabulary(["the", "dog"], buckets=1000)
     >>> vocabulary.size, vocabulary.features
-    (1004, 11)
-    >>> vocabulary.numbers("dog")[0], vocabulary.numbers("dogs")[0]
-    (3, 1)
+    (1006, 11)
+    >>> vocabulary.numbers("dog")[:2], vocabulary.numbers("dogs")[:2]
+    ((3, 5), (1, 1))
     >>> vocabulary.numbers("Walking")[9] == vocabulary.numbers("talking")[9]  # both end in "king"
     True
     """
 
-    features = 3 + 2 * AFFIX
+    features = OWN + 2 * AFFIX + 1
 
     def __init__(self, words: Iterable[str], *, buckets: int = BUCKETS) -> None:
         self.words = tuple(words)
         self.buckets = buckets
         self._rows = {word: row for row, word in enumerate(self.words, start=UNKNOWN + 1)}
+        lower = dict.fromkeys(word.lower() for word in self.words)
+        self._lower_rows = {word: row for row, word in enumerate(lower, start=UNKNOWN + 1 + len(self.words))}
+        self._first_bucket = UNKNOWN + 1 + len(self.words) + len(lower)
         self._known: dict[str, tuple[int, ...]] = {}
         if buckets < 1:
             raise ValueError(f"buckets is {buckets}; it must be at least 1")
@@ -85,7 +89,7 @@ class WordVocabulary:
     @property
     def size(self) -> int:
         """Rows of the embedding table that the numbers point into."""
-        return UNKNOWN + 1 + len(self.words) + self.buckets
+        return self._first_bucket + self.buckets
 
     def numbers(self, word: str) -> tuple[int, ...]:
         """The F numbers of a word."""
@@ -116,15 +120,15 @@ class WordVocabulary:
 
     def _numbers(self, word: str) -> tuple[int, ...]:
         lower = word.lower()
-        parts = [lower]
-        parts += [lower[:length] for length in range(1, AFFIX + 1)]
+        parts = [lower[:length] for length in range(1, AFFIX + 1)]
         parts += [lower[-length:] for length in range(1, AFFIX + 1)]
         parts.append(shape(word))
-        return self._rows.get(word, UNKNOWN), *(self._bucket(kind, part) for kind, part in enumerate(parts))
+        own = self._rows.get(word, UNKNOWN), self._lower_rows.get(lower, UNKNOWN)
+        return *own, *(self._bucket(kind, part) for kind, part in enumerate(parts))
 
     def _bucket(self, kind: int, part: str) -> int:
         digest = hashlib.blake2b(f"{kind} {part}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return UNKNOWN + 1 + len(self.words) + int.from_bytes(digest, "little") % self.buckets
+        return self._first_bucket + int.from_bytes(digest, "little") % self.buckets
 
 
 def shape(word: str) -> str:
@@ -179,3 +183,26 @@ def check_words(vocabulary: WordVocabulary, vocab_size: int, features: int) -> N
             f"the vocabulary has {vocabulary.size} rows and {vocabulary.features} numbers a word, the model takes "
             f"{vocab_size} and {features}: they do not belong together"
         )
+
+
+_SPLIT = re.compile(
+    r"(?:[^\W\d_]\.){2,}"  # U.S., a.m.
+    r"|\d+(?:[.,:/]\d+)*"  # 3,000 or 10:30
+    r"|\w+?(?=n['’]t\b)|n['’]t\b"  # do n't
+    r"|['’](?:s|re|ve|ll|d|m)\b"  # dog 's
+    r"|\w+"
+    r"|([^\w\s])\1*",  # ... or !!
+    re.IGNORECASE,
+)
+
+
+def split_words(text: str) -> list[str]:
+    """English text in words, roughly as UD's English treebanks have them.
+
+    A word is a stretch of letters and digits, or the same sign once or more; n't, 's, 're, 've, 'll, 'd and 'm are
+    words of their own; numbers keep the signs within them and abbreviations such as U.S. their full stops.
+
+    >>> split_words("The dog's owner didn't pay $3,000 in the U.S. (yet)...")
+    ['The', 'dog', "'s", 'owner', 'did', "n't", 'pay', '$', '3,000', 'in', 'the', 'U.S.', '(', 'yet', ')', '...']
+    """
+    return [match.group() for match in _SPLIT.finditer(text)]

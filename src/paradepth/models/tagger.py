@@ -21,6 +21,7 @@ class TaggerConfig(EncoderConfig):
     Attributes:
         vocab_size: rows of the embedding table; of the vocabulary of words, all its buckets included.
         features: F, numbers of a word.
+        neighbours: whether the stem tells a word the ones before and after it.
         pad: row of padding, always 0.
         context: most words of a sample.
         num_classes: N.
@@ -33,12 +34,15 @@ class TaggerConfig(EncoderConfig):
     vocab_size: int = 2**15
     pad: int = 0
     features: int = 11
+    neighbours: bool = True
     num_classes: int = 17
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.context < 1:
+            raise ValueError(f"context is {self.context}; it must be at least 1 word")
         if self.pad != 0:
             raise ValueError(f"pad is {self.pad}; a tagger's padding is row 0")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -72,7 +76,7 @@ class Tagger(EncoderModel):
 
     def _new_stem(self) -> WordStem:
         c = self.config
-        return WordStem(c.vocab_size, c.features, c.context, c.width, c.dropout)
+        return WordStem(c.vocab_size, c.features, c.context, c.width, c.dropout, neighbours=c.neighbours)
 
     def _new_head(self) -> TokenClassifierHead:
         return TokenClassifierHead(self.config.width, self.config.num_classes)

@@ -16,6 +16,10 @@ PADDING = 0  # its row stays zero
 class WordStem(nn.Module):
     """Adds up the embeddings of a word's numbers, normalises the sum and adds a learned embedding of the position.
 
+    With `neighbours` each word also gets a linear map of the normalised sum of the word before it, and another one of
+    the word after it: e_t + A e_{t−1} + B e_{t+1}, a convolution of width three. What stands next to a word says most
+    about its tag, and attention needs many passes over a small treebank to learn to look there.
+
     The numbers are rows of one table, so that parts of words (ends, shapes) that other words have too stand for a word
     that was never seen. Row 0 is padding: it is zero and stays zero.
 
@@ -25,6 +29,7 @@ class WordStem(nn.Module):
         context: the longest sequence, in words.
         width: D.
         dropout: dropout probability of the embedding.
+        neighbours: whether a word is told its neighbours.
 
     Raises:
         ValueError: a vocabulary, F or a context below 1.
@@ -33,7 +38,16 @@ class WordStem(nn.Module):
     torch.Size([2, 10, 32])
     """
 
-    def __init__(self, vocab_size: int, features: int, context: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        features: int,
+        context: int,
+        width: int,
+        dropout: float = 0.0,
+        *,
+        neighbours: bool = False,
+    ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("features", features), ("context", context)):
             if value < 1:
@@ -42,6 +56,8 @@ class WordStem(nn.Module):
         self.features = features
         self.embed = nn.Embedding(vocab_size, width, padding_idx=PADDING)
         self.norm = nn.LayerNorm(width)
+        self.before = nn.Linear(width, width, bias=False) if neighbours else None
+        self.after = nn.Linear(width, width, bias=False) if neighbours else None
         self.positions = nn.Parameter(torch.zeros(context, width))
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.embed.weight, std=0.02)
@@ -69,9 +85,17 @@ class WordStem(nn.Module):
                 raise ValueError(
                     f"words run from {low} to {high}; this model's table has rows 0 to {self.embed.num_embeddings - 1}"
                 )
-        summed_BTD = self.embed(words_BTF).sum(dim=2)
-        return self.dropout(self.norm(summed_BTD) + self.positions[: words_BTF.shape[1]])
+        e_BTD = self.norm(self.embed(words_BTF).sum(dim=2))
+        if self.before is not None and self.after is not None:
+            e_BTD = e_BTD * (words_BTF[..., :1] != PADDING)  # a last word has zeros behind it, whether padding follows or not
+            nothing_B1D = torch.zeros_like(e_BTD[:, :1])
+            before_BTD = torch.cat([nothing_B1D, e_BTD[:, :-1]], dim=1)
+            after_BTD = torch.cat([e_BTD[:, 1:], nothing_B1D], dim=1)
+            e_BTD = e_BTD + self.before(before_BTD) + self.after(after_BTD)
+        return self.dropout(e_BTD + self.positions[: words_BTF.shape[1]])
 
     def flops(self) -> int:
-        """Floating-point operations of embedding one full sequence: the additions."""
-        return self.tokens * self.features * self.embed.embedding_dim
+        """Floating-point operations of embedding one full sequence: additions, and the maps of neighbours (a
+        multiply-add counts two)."""
+        maps = 0 if self.before is None else 4 * self.embed.embedding_dim**2
+        return self.tokens * (self.features * self.embed.embedding_dim + maps)

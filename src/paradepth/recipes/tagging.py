@@ -11,14 +11,14 @@ def ewt_tagger() -> Config:
         model="tagger_mini",
         data="ud_english_ewt",
         tags="upos",
-        word_dropout=0.1,
+        word_dropout=0.2,
         dropout=0.2,
-        budget="10 epochs",
+        budget="4 epochs",
         batch_size=32,
         learning_rate=2e-3,
         weight_decay=0.1,
         warmup=0.1,
-        validations=10,
+        validations=8,
     )
 
 
@@ -39,4 +39,32 @@ def ewt_mgrit() -> Config:
         forward_iterations=2,
         backward_iterations=1,
         budget="3 epochs",
+    )
+
+
+def mc_gum_published() -> Config:
+    """UD English GUM at the published size: 64 layers of width 128, sequences of 2048 words, MGRIT with c = 2.
+
+    For several GPUs.
+    """
+    return Config().replace(
+        model="tagger_gum",
+        data="ud_english_gum",
+        tags="upos",
+        pack=True,
+        executor="mgrit",
+        levels=2,
+        coarsening=2,
+        relaxation="F",
+        coarse="sample",
+        forward_iterations=2,
+        backward_iterations=1,
+        budget="100 epochs",
+        batch_size=8,
+        optimiser="sgd",
+        learning_rate=1e-2,
+        momentum=0.9,
+        weight_decay=0.0,
+        warmup=0.0,
+        decay="constant",
     )

@@ -16,7 +16,7 @@ from paradepth.models import TrunkModel
 from paradepth.train.schedules import Objective
 
 IGNORED = -100  # a target that does not count: padding, a token that was not masked
-UNSEEN = -101  # in evaluation: a label that is none of the classes; never right, and without a loss
+UNSEEN = -101  # and below, in evaluation: a label that is none of the classes; never right, and without a loss
 
 
 class TrainStep(nn.Module):

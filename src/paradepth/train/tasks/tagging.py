@@ -6,6 +6,7 @@ Shapes: B samples, T words, F numbers of a word, W words of a split, N classes, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ from paradepth.data.seeds import generator
 from paradepth.data.tag_data import UNSEEN as UNSEEN_LABEL
 from paradepth.data.tag_data import UNTAGGED, TaggedData, TaggedSplit, encode_treebank
 from paradepth.data.treebank import TAGGED_NAMES, load_tagged
-from paradepth.data.words import FILE, PADDING, UNKNOWN, load_words
+from paradepth.data.words import FILE, OWN, PADDING, UNKNOWN, load_words
 from paradepth.distributed import World
 from paradepth.models import Tagger
 from paradepth.train.config import Config
@@ -56,6 +57,8 @@ class TaggingTask(Task):
         self.word_dropout = d.word_dropout or 0.0
         if not 0 <= self.word_dropout < 1:
             raise ValueError(f"word_dropout is {d.word_dropout}; it must be at least 0 and below 1")
+        self.tally_size = 1 + len(_PARTS) if data.tags == "both" else 0
+        self._label_parts = _numbered_parts((*data.class_names, *data.unseen_names))
         self._splits: dict[str, TaggedSplit] = {
             name: getattr(data, name).sampled(context, pack=d.pack) for name in ("train", "validation", "test")
         }
@@ -93,6 +96,11 @@ class TaggingTask(Task):
 
     def batches(self, world: World) -> PaddedBatches:
         split = self._splits["train"]
+        if int(split.labels.flat.min()) <= UNSEEN_LABEL:
+            raise ValueError(
+                f"the training sentences of {self.data.name!r} have labels that this run does not know, such as "
+                f"{self.data.unseen_names[0]!r}: they are not those that it began with"
+            )
         return PaddedBatches(
             split.rows.lengths_N,
             lambda chosen_B: self._collated(split, chosen_B),
@@ -104,22 +112,39 @@ class TaggingTask(Task):
 
     def _collated(self, split: TaggedSplit, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
         labels_BT = split.labels.padded(chosen_B, pad=UNTAGGED)
-        targets_BT = labels_BT.masked_fill(labels_BT == UNTAGGED, IGNORED)
-        return self.data.words(split, chosen_B), targets_BT.masked_fill(labels_BT == UNSEEN_LABEL, UNSEEN)
+        targets_BT = torch.where(labels_BT < 0, labels_BT - UNTAGGED + IGNORED, labels_BT)
+        return self.data.words(split, chosen_B), targets_BT
 
     def prepare(self, inputs: Tensor, targets: Tensor, *, step: int, first: int) -> tuple[Tensor, Tensor]:
-        """Word dropout: some words lose the row that is theirs alone, as words that were never seen have none."""
+        """Word dropout: some words lose the rows that are theirs alone, as words that were never seen have none."""
         if not self.word_dropout:
             return inputs, targets
-        own_BT = inputs[..., 0]
-        B, T = own_BT.shape
+        B, T, _ = inputs.shape
         draws = generator(self.config.run_options.seed, "word dropout", step)
         # As wide as any batch, so that a row's draws do not depend on how far it is padded.
         drop_BT = torch.rand(first + B, self.shape.context, generator=draws)[first:, :T] < self.word_dropout
-        own_BT = own_BT.masked_fill(drop_BT.to(inputs.device) & (own_BT != PADDING), UNKNOWN)
-        return torch.cat([own_BT[..., None], inputs[..., 1:]], dim=-1), targets
+        drop_BT = drop_BT.to(inputs.device) & (inputs[..., 0] != PADDING)
+        own_BTF = inputs[..., :OWN].masked_fill(drop_BT[..., None], UNKNOWN)
+        return torch.cat([own_BTF, inputs[..., OWN:]], dim=-1), targets
 
     # ---- evaluation ----------------------------------------------------------------------------------------
+
+    def tally(self, logits_nMN: Tensor, targets_M: Tensor) -> Tensor:
+        """Of pairs: words that count, and those whose part of speech or whose features are right."""
+        counted_M = targets_M != IGNORED
+        predicted_nM = logits_nMN.argmax(dim=-1)[:, counted_M]
+        gold_M = targets_M[counted_M]
+        # The parts of every label, those of the classes in front of those that are none.
+        place_M = torch.where(gold_M < 0, UNSEEN - gold_M + len(self.data.class_names), gold_M)
+        parts_P2 = self._label_parts.to(gold_M.device)
+        right_nM2 = parts_P2[predicted_nM] == parts_P2[place_M]
+        counted_n1 = right_nM2.new_full((len(right_nM2), 1), len(gold_M), dtype=torch.float64)
+        return torch.cat([counted_n1, right_nM2.double().sum(dim=1)], dim=1)
+
+    def scores(self, tally_nK: Tensor) -> dict[str, list[float]]:
+        """Of pairs: accuracy of the parts of speech and of the features, whatever the other part is."""
+        share_n2 = tally_nK[:, 1:] / tally_nK[:, :1].clamp(min=1)
+        return {f"{part}_accuracy": share_n2[:, i].tolist() for i, part in enumerate(_PARTS)}
 
     def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The samples in the order of their lengths, so that little of a batch is padding."""
@@ -141,31 +166,15 @@ class TaggingTask(Task):
         return predicted_nW
 
     def details(self, model: Tagger, split: str) -> dict[str, Any]:
-        """Means by prefix, confusion of parts of speech or accuracy of either part of a pair, example sentences."""
+        """Means by prefix, confusion of parts of speech, example sentences."""
         predicted_nW = self.predictions(model, split)
         report = super().details(model, split)
         report["words"] = len(predicted_nW[0])
-        report["unseen_labels"] = int((self._splits[split].labels.flat == UNSEEN_LABEL).sum())
-        if self.data.tags == "both":
-            report |= self._part_accuracy(predicted_nW, split)
+        report["unseen_labels"] = int((self._splits[split].labels.flat <= UNSEEN_LABEL).sum())
         if self.data.tags == "upos":
             report["confusion"] = self._confusion(predicted_nW[-1], split)
             report["class_names"] = list(self.data.class_names)
         return {**report, "examples": self._examples(predicted_nW[-1], split)}
-
-    def _part_accuracy(self, predicted_nW: Tensor, split: str) -> dict[str, list[float]]:
-        """Accuracy of the parts of speech and of the features in predicted pairs, over the words that have a label."""
-        sentences, measured = self._splits[split].sentences, {}
-        counted_W = self._splits[split].labels.flat != UNTAGGED
-        for place, part in enumerate(_PARTS):
-            of_class = [name.partition("|")[2 * place] for name in self.data.class_names]
-            number = {value: i for i, value in enumerate(dict.fromkeys(of_class))}
-            of_class_N = torch.tensor([number[value] for value in of_class], device=predicted_nW.device)
-            gold = [number.get(value, -1) for sentence in sentences for value in getattr(sentence, part)]
-            gold_W = torch.tensor(gold, device=predicted_nW.device)
-            right_nW = (of_class_N[predicted_nW] == gold_W)[:, counted_W]
-            measured[f"{part}_accuracy"] = right_nW.double().mean(dim=1).tolist()
-        return measured
 
     def _confusion(self, predicted_W: Tensor, split: str) -> list[list[int]]:
         """Words by their class (rows) and by what was predicted (columns)."""
@@ -187,3 +196,10 @@ class TaggingTask(Task):
             (right if labels == found else wrong).append(told)
         wrong = wrong[: _EXAMPLES // 2]
         return wrong + right[: _EXAMPLES - len(wrong)]
+
+
+def _numbered_parts(labels: Sequence[str]) -> Tensor:
+    """Numbers of the two parts of labels such as "NOUN|Number=Sing", (labels, 2): equal where the texts are equal."""
+    columns = [[label.partition("|")[place] for label in labels] for place in (0, 2)]
+    numbers = [{text: i for i, text in enumerate(dict.fromkeys(column))} for column in columns]
+    return torch.tensor([[n[text] for text in column] for n, column in zip(numbers, columns, strict=True)]).T
