@@ -337,10 +337,13 @@ def test_what_a_cell_starts_from_is_part_of_it() -> None:
     assert _after(a, "b").options_hash != _cell("b").options_hash
     assert _after(a, "b").options_hash != _after(other, "b").options_hash
     assert _after(a, "b").options_hash == _after(dataclasses.replace(a, label="new label"), "b").options_hash
-    words = train_command(_after(a, "b"), Path("out/runs/b"))
-    assert words[words.index("--init") + 1] == "out/runs/a"
-    with pytest.raises(ValueError, match="'init' is not an option of its own"):
-        _after(a, "b", init="elsewhere")
+    assert train_command(_after(a, "b", head_rate=2), Path("out/runs/b"), data_dir=Path("data"))[3:] == [
+        *("finetune", "out/runs/a", "--task", "fake", "--head-rate", "2", "--seed", "0", "--threads", "1"),
+        *("--data-dir", "data", "--run-dir", "out/runs/b", "--overwrite", "--json"),
+    ]
+    for option in ("init", "task"):
+        with pytest.raises(ValueError, match=f"'{option}' is not an option of its own"):
+            _after(a, "b", **{option: "elsewhere"})
 
 
 # --- what cells are compared by -------------------------------------------------------------------------------------

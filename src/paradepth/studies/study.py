@@ -23,11 +23,11 @@ class Cell:
         name: unique in its study and safe as a file name: letters, digits, `.`, `_`, `+`, `-`.
         group: the table the cell belongs to; only cells of one group are compared.
         label: the row of that table; cells of one row differ in their seed only.
-        recipe: name of the recipe to train.
+        recipe: name of the recipe to train; of a cell that starts from another, the data to fine-tune on.
         options: the recipe's options, in Python spelling; JSON values other than dicts. The runner itself sets seed,
             threads, data_dir, run_dir, overwrite and json.
         seed: the seed.
-        after: the cell whose finished run this one starts from: its run directory is the option init.
+        after: the cell whose finished run this one fine-tunes.
 
     Raises:
         ValueError: an unsafe name, an option the runner sets, or an option value that is not as above.
@@ -51,10 +51,12 @@ class Cell:
                 f"cell name {self.name!r} is not allowed: letters, digits, '.', '_', '+' and '-', the first a letter "
                 "or digit, and no .log or .json at the end"
             )
-        if self.after is not None and "init" in self.options:
-            raise ValueError(
-                f"cell {self.name}: it starts from {self.after.name}, so 'init' is not an option of its own"
-            )
+        for option in ("init", "task") if self.after is not None else ():
+            if option in self.options:
+                raise ValueError(
+                    f"cell {self.name}: it starts from {self.after.name}, and its recipe is the task; "
+                    f"{option!r} is not an option of its own"
+                )
         for option, value in self.options.items():
             if option.replace("-", "_") in _RESERVED:
                 raise ValueError(f"cell {self.name}: the runner sets {option!r} itself; it sets {', '.join(_RESERVED)}")
@@ -135,14 +137,18 @@ def _but_seed(cell: Cell) -> tuple[Any, ...]:
 def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> list[str]:
     """The command line that trains a cell into the run directory `run`, on one thread.
 
-    Underscores in option names become dashes, True becomes `--flag`, False `--no-flag`, a list several values. What a
-    cell starts from lies next to `run`.
+    A cell that starts from another is fine-tuned; that one's run directory lies next to `run`. Underscores in option
+    names become dashes, True becomes `--flag`, False `--no-flag`, a list several values.
 
     >>> cell = Cell(name="a", group="g", label="l", recipe="digits", options={"ema": False, "lr": 1e-3}, seed=3)
     >>> " ".join(train_command(cell, Path("runs/a"))[3:])
     'train digits --no-ema --lr 0.001 --seed 3 --threads 1 --run-dir runs/a --overwrite --json'
     """
-    words = [sys.executable, "-m", "paradepth", "train", cell.recipe]
+    words = [sys.executable, "-m", "paradepth"]
+    if cell.after is None:
+        words += ["train", cell.recipe]
+    else:
+        words += ["finetune", str(run.parent / cell.after.name), "--task", cell.recipe]
     for option, value in cell.options.items():
         flag = option.replace("_", "-")
         if isinstance(value, bool):
@@ -150,8 +156,6 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
         else:
             words.append(f"--{flag}")
             words += [str(item) for item in (value if isinstance(value, (list, tuple)) else (value,))]
-    if cell.after is not None:
-        words += ["--init", str(run.parent / cell.after.name)]
     words += ["--seed", str(cell.seed), "--threads", "1"]
     if data_dir is not None:
         words += ["--data-dir", str(data_dir)]
