@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,8 @@ from paradepth.report import write_report, write_study_report
 from paradepth.report.kinds import kind_of
 from paradepth.report.page import prefix_rows, table_measures
 from paradepth.report.read import read_run
+from paradepth.train.config import DataOptions
+from paradepth.train.tasks import TASKS
 from test_report import Page, edit, small_study
 
 EXPECTED = {
@@ -104,8 +107,20 @@ def test_an_option_of_another_task_is_shown_where_it_is_set(tmp_path: Path) -> N
     edit(run / "config.json", lambda value: value["training"].update(masking=0.2, columns=None, vocab_size=None))
     options = read_run(run).options
     assert options["masking"] == 0.2  # a kind that the table does not know well enough hides nothing
-    assert "vocab_size" in options  # its own: listed as left at its default
+    assert "tags" in options
     assert "columns" not in options
+    assert "vocab_size" not in options
+
+
+def test_the_table_of_kinds_knows_every_task_and_its_options() -> None:
+    every_task_takes = {"data", "data_dir", "validation_fraction"}
+    known = {f.name for f in dataclasses.fields(DataOptions)} - every_task_takes
+    for task in TASKS:
+        kind = kind_of(task.model_class.model_type)
+        assert kind.samples != "samples", task
+        assert set(task.own_options) <= set(kind.options), task
+        left = {name for name in known if not kind.foreign(name, None)}
+        assert left <= set(task.own_options) | set(kind.options), (task, "an option that no kind has")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ _GLUE_SCORE = {"cola": "matthews", "mrpc": "f1", "qqp": "f1"}  # what the benchm
 # Options of the command line that mean something to some tasks only.
 _IMAGES = ("patch_size", "embedding", "pool", "image_size", "flip", "crop_padding", "rand_augment")
 _TEXTS = ("context", "tokenizer", "vocab_size")
-_TASK_OPTIONS = frozenset((*_IMAGES, *_TEXTS, "masking", "columns", "languages", "tags"))
+_WORDS = ("context", "tags", "pack", "word_dropout")
+_TASK_OPTIONS = frozenset((*_IMAGES, *_TEXTS, *_WORDS, "masking", "columns", "languages", "causal"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ _CLASSIFIER = Kind(
     samples="texts",
     counted="texts",
     headline=("accuracy", "f1", "matthews"),
-    options=(*_TEXTS, "pool", "columns"),
+    options=(*_TEXTS, "pool", "causal", "columns"),
 )
 _KINDS = {
     "image_classifier": Kind(samples="images", counted="images", options=_IMAGES),
@@ -84,7 +85,7 @@ _KINDS = {
         counted="words",
         headline=("accuracy", "upos_accuracy", "features_accuracy"),
         names={"accuracy": "word accuracy"},
-        options=(*_TEXTS, "tags"),
+        options=_WORDS,
         section="Tagged sentences",
     ),
     "translator": Kind(
