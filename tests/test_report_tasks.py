@@ -77,13 +77,28 @@ def test_what_a_run_is_judged_by(kind: str, main: str, curve: str, runs: dict[st
 
 def test_an_unknown_measure_has_its_column(runs: dict[str, Path], tmp_path: Path) -> None:
     run = make_task_run(tmp_path / "run", "tagger")
-    added = {"new_score": [0.1, 0.2, 0.3, 0.4567], "of_another_length": [1.0], "words_seen": 3, "notes": ["a"] * 4}
+    added = {"new_score": [0.1, 0.2, 0.3, 0.4567], "of_another_length": [1.0], "words_seen": 3, "colours": ["a"] * 4}
     edit(run / "evaluation.json", lambda value: value.update(added))
     page = Page(write_report([run]))
     assert "new score" in page.text
     assert "0.457" in page.text
     assert "of another length" not in page.text
-    assert "notes" not in page.text
+    assert "colours" not in page.text
+
+
+def test_what_an_evaluation_says_in_words_is_shown(tmp_path: Path) -> None:
+    run = make_task_run(tmp_path / "run", "sequence_classifier")
+    more = {"notes": ["Test labels are secret."], "mismatched": {"samples": 9832, "accuracy": [0.6, 0.7123]}}
+    edit(run / "evaluation.json", lambda value: value.update(more))
+    text = Page(write_report([run])).text
+    assert "Test labels are secret." in text
+    assert "Split 'mismatched' of 9,832 texts: accuracy 71.23 %." in text
+    edit(run / "evaluation.json", lambda value: value.update(notes="Test labels are secret."))
+    with pytest.raises(ValueError, match=r"'notes' is 'Test labels are secret\.', expected a list of sentences"):
+        write_report([run])
+    words = make_task_run(tmp_path / "words", "tagger")
+    edit(words / "evaluation.json", lambda value: value.update(words=25094, samples=2077))
+    assert "25,094 words in 2,077 sentences" in Page(write_report([words])).text
 
 
 def test_an_unknown_kind_of_model_is_shown_by_its_accuracy(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from paradepth.report import depth, figure, plots, text
 from paradepth.report.confusion import confusion_table
 from paradepth.report.examples import example_groups
 from paradepth.report.measures import Measure
-from paradepth.report.read import Run, number, read_run
+from paradepth.report.read import Run, is_numbers, number, read_run
 
 SMALL = ("accuracy", "loss")  # measures that every run has: shown after its own ones
 
@@ -107,7 +107,7 @@ def run_page(run: Run) -> str:
         section=run.kind.section,
         prefix_columns=[measure.name for measure in table_measures(run)],
         prefix_rows=prefix_rows(run),
-        signature=str(found.get("signature") or ""),
+        remarks=remarks(run),
         confusion=confusion,
         examples=example_groups(found.get("examples") or [], run.class_names, run.branches),
         cost=cost(run),
@@ -137,7 +137,9 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline figures: name, value, remark."""
     measures = [run.measure(key) for key in run.kind.headline if run.values(key)] or [run.main]
     samples = number(run.evaluation or {}, "samples")
+    counted = number(run.evaluation or {}, run.kind.counted) if run.kind.counted != run.unit else math.nan
     remark = f"{samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
+    remark = f"{counted:,.0f} {run.kind.counted} in {remark}" if remark and math.isfinite(counted) else remark
     headline = []
     for place, measure in enumerate(measures):
         values = run.values(measure.key)
@@ -207,6 +209,21 @@ def prefix_rows(run: Run) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def remarks(run: Run) -> list[str]:
+    """What an evaluation says in words: notes on the data, the signature of a score, results of further splits."""
+    found = run.evaluation or {}
+    said = [str(note) for note in found.get("notes") or []]
+    if found.get("signature"):
+        said.append(f"Signature: {found['signature']}")
+    for name, other in found.items():
+        if isinstance(other, Mapping) and is_numbers(other.get("accuracy")):
+            samples = number(other, "samples")
+            of = f" of {samples:,.0f} {run.unit}" if math.isfinite(samples) else ""
+            reached = run.measure("accuracy").show(float(other["accuracy"][-1]))
+            said.append(f"Split {name!r}{of}: {run.measure('accuracy').name} {reached}.")
+    return said
 
 
 def cost(run: Run) -> list[tuple[str, str]]:

@@ -336,6 +336,8 @@ def _check_evaluation(evaluation: Mapping[str, Any], path: Path, names: list[str
     for key in ("loss", "contribution"):
         if evaluation.get(key):
             _check_numbers(evaluation[key], f"{path}: {key!r}")
+    if not isinstance(evaluation.get("notes") or [], list):
+        raise ValueError(f"{path}: 'notes' is {short(evaluation['notes'])}, expected a list of sentences")
     confusion = evaluation.get("confusion") or []
     check_confusion(confusion, len(names), path)
     check_examples(evaluation.get("examples") or [], names, path)
