@@ -17,7 +17,7 @@ from torch import Tensor
 
 import paradepth
 from paradepth.cli import main
-from paradepth.data import BPETokenizer, ByteTokenizer, Tokenizer
+from paradepth.data import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 from paradepth.models import CausalLM, Generation, generate, generate_stream
 from paradepth.models.sampling import Sampling
 from paradepth.models.text_stream import TextStream
@@ -358,7 +358,7 @@ def test_the_command_prints_prompt_and_text_and_json_the_same(run: Path, capsys:
     assert out == f"99 grüne{only['text']}\n"
     assert (only["tokens"], only["reason"], told["branches"]) == (30, "length", 2)
     assert "30 tokens" in error
-    built, codec = paradepth.from_pretrained(run), paradepth.data.load_tokenizer(run)
+    built, codec = paradepth.from_pretrained(run), load_tokenizer(run)
     (expected,) = generate(built, codec, "99 grüne", max_tokens=30, temperature=1.0, top_k=40)
     assert only["text"] == expected.text
     one = json.loads(call(capsys, *words, "--branches", 1, "--json")[0])
@@ -384,9 +384,7 @@ def test_standard_input_is_a_prompt_in_a_process_of_its_own(run: Path) -> None:
     command = [sys.executable, "-m", "paradepth", "generate", str(run), "--max-tokens", "5", "--temperature", "0"]
     done = subprocess.run(command, input="12 grüne\n".encode(), capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr.decode()
-    expected = generate(
-        paradepth.from_pretrained(run), paradepth.data.load_tokenizer(run), "12 grüne", max_tokens=5, temperature=0
-    )
+    expected = generate(paradepth.from_pretrained(run), load_tokenizer(run), "12 grüne", max_tokens=5, temperature=0)
     assert done.stdout.decode() == f"12 grüne{expected[0].text}\n"
     broken = subprocess.run(command, input="grün".encode("latin-1"), capture_output=True, timeout=200)
     assert broken.returncode == 2
@@ -444,7 +442,7 @@ def test_layer_parallel_training_gives_a_model_that_generates(tmp_path: Path) ->
     start_run(config, tmp_path / "run")
     built = paradepth.from_pretrained(tmp_path / "run")
     results = [
-        generate(built, paradepth.data.load_tokenizer(tmp_path / "run"), "to be", max_tokens=20, cached=cached)
+        generate(built, load_tokenizer(tmp_path / "run"), "to be", max_tokens=20, cached=cached)
         for cached in (True, False)
     ]
     assert results[0] == results[1]

@@ -20,11 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import paradepth
 from paradepth.branches import Branches
 from paradepth.cli import main
+from paradepth.data import BPETokenizer, load_tokenizer
 from paradepth.depth import Stack
 from paradepth.models import CausalLM, list_models, model_config
 from paradepth.nn import EncoderLayer, LanguageModelHead, MultiHeadAttention, TokenStem
 from paradepth.nn import attention as attention_module
+from paradepth.recipes import get_recipe
 from paradepth.train import Config, resume_run, start_run
+from paradepth.train.config import Budget, check_options
 from paradepth.train.optimiser import Optimiser
 from paradepth.train.tasks import load_data, task_class
 from runs import events
@@ -370,6 +373,103 @@ def test_resuming_is_exact(schedule: str, corpus: Path, tmp_path: Path) -> None:
     assert events(tmp_path / "cut", "validation") == events(tmp_path / "whole", "validation")
 
 
+@pytest.mark.parametrize("branches", [None, 2])
+def test_resuming_with_a_bpe_is_exact_and_does_not_learn_it_again(
+    branches: int | None, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = "one_pass" if branches else "joint"
+    used = config(
+        corpus,
+        tokenizer="bpe",
+        vocab_size=280,
+        budget="8 steps",
+        checkpoint_every=3,
+        branches=branches,
+        schedule=schedule,
+    )
+    start_run(used, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        start_run(used, tmp_path / "cut", on_batch=stop)
+    monkeypatch.setattr(BPETokenizer, "train", lambda *words, **options: pytest.fail("learned again"))
+    monkeypatch.setenv("PARADEPTH_CACHE", str(tmp_path / "another"))
+    resume_run(tmp_path / "cut")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert first["stem.embed.weight"].shape == (280, 64)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert events(tmp_path / "cut", "validation") == events(tmp_path / "whole", "validation")
+    assert (tmp_path / "cut" / "tokenizer.json").read_bytes() == (tmp_path / "whole" / "tokenizer.json").read_bytes()
+
+
+def test_bits_per_byte_of_a_bpe_are_over_the_bytes_of_the_split(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = config(corpus, tokenizer="bpe", vocab_size=300, budget="4 steps", validations=1)
+    result = start_run(used, tmp_path / "run")
+    task = load_data(used, assets=tmp_path / "run")
+    text = corpus.read_bytes()
+    test, validation = (round(share * len(text)) for share in (0.05, 0.1))
+    parts = {"validation": text[-test - validation : -test], "test": text[-test:]}
+    told = {"validation": events(tmp_path / "run", "validation")[-1], "test": result}
+    for split, entry in told.items():
+        tokens = len(task.data.tokenizer.encode(parts[split].decode()))
+        assert tokens < 0.7 * len(parts[split])
+        expected = [loss * tokens / len(parts[split]) / math.log(2) for loss in entry["loss"]]
+        assert entry["bits_per_byte"] == pytest.approx(expected)
+        assert entry["perplexity"] == pytest.approx([math.exp(loss) for loss in entry["loss"]])
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "validation", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["bits_per_byte"] == pytest.approx(told["validation"]["bits_per_byte"], rel=1e-4)
+    assert task.unit == "windows of 16 tokens"
+
+
+def test_a_run_that_starts_from_another_keeps_its_tokeniser(corpus: Path, tmp_path: Path) -> None:
+    bpe = {"tokenizer": "bpe", "vocab_size": 280, "budget": "2 steps", "validations": 1}
+    start_run(config(corpus, **bpe), tmp_path / "first")
+    (tmp_path / "other.txt").write_text("quite another text about zebras and quartz, " * 60)
+    more = config(tmp_path / "other.txt", **bpe, init=tmp_path / "first", learning_rate=1e-9)
+    start_run(more, tmp_path / "second")
+    kept, first = (load_tokenizer(tmp_path / name) for name in ("second", "first"))
+    assert kept.identity == first.identity
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    bytes_again = config(corpus, budget="2 steps", validations=1, init=tmp_path / "first")
+    assert load_data(bytes_again, assets=tmp_path / "first").data.vocab_size == 280
+
+
+def test_betas_are_those_of_the_optimiser(corpus: Path) -> None:
+    model = gpt()
+    for betas in ((0.9, 0.999), (0.8, 0.95)):
+        optimiser = Optimiser(model, Config().replace(betas=betas).optimiser_options)
+        assert [group["betas"] for o in optimiser.optimisers for group in o.param_groups] == [betas] * len(
+            optimiser.optimisers[0].param_groups
+        )
+    for betas in ((0.9,), (0.9, 1.0), (-0.1, 0.9)):
+        with pytest.raises(ValueError, match="betas is"):
+            check_options(config(corpus, betas=betas))
+
+
+def test_the_published_gpt2_is_the_published_shape() -> None:
+    recipe = get_recipe("gpt2_openwebtext")
+    m, o, d = recipe.model_options, recipe.optimiser_options, recipe.depth_options
+    shape = model_config(m.model, depth=m.depth, step=m.step, buffers=m.buffers)
+    assert (shape.width, shape.heads, shape.mlp, shape.depth, shape.context) == (768, 12, 3072, 20, 1024)
+    assert (shape.step * 16, shape.buffers, shape.vocab_size) == (1, (2, 2), 50257)
+    assert (o.learning_rate, o.betas, o.weight_decay, o.batch_size, o.decay) == (6e-4, (0.9, 0.95), 0.1, 256, "cosine")
+    assert Budget.parse(o.budget).value * o.warmup == pytest.approx(2000)
+    assert (d.executor, d.forward_iterations, d.backward_iterations, d.levels) == ("mgrit", "serial", 1, 2)
+    small = get_recipe("shakespeare_gpt2")
+    assert small.depth_options == d
+    assert (small.model_options.depth, small.model_options.step) == (m.depth, m.step)
+
+
 def test_commands_on_a_language_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
@@ -387,7 +487,9 @@ def test_commands_on_a_language_run(run: Path, tmp_path: Path, capsys: pytest.Ca
         assert absent not in page
     for present in ("<dt>Test loss</dt>", "bits per byte", "windows of 16 bytes", f"{kept['loss'][-1]:.4f}"):
         assert present in page
-    assert page.index("<dt>Test loss</dt>") < page.index("<dt>Test accuracy</dt>") < page.index("<dt>Parameters</dt>")
+    assert (
+        page.index("<dt>Test bits per byte</dt>") < page.index("<dt>Test loss</dt>") < page.index("<dt>Parameters</dt>")
+    )
 
 
 def test_the_recipe_trains_from_the_command_line(corpus: Path, tmp_path: Path) -> None:
@@ -423,6 +525,11 @@ def test_the_recipe_trains_from_the_command_line(corpus: Path, tmp_path: Path) -
         ({"branches": None}, "serial"),
         ({"buffers": (1, 1)}, "buffers"),
         ({"validation_fraction": 0.96}, "validation_fraction"),
+        ({"vocab_size": 300}, "vocab_size is 300; only a BPE is given a size"),
+        ({"tokenizer": "bpe", "vocab_size": 100}, "vocab_size is 100; a BPE needs at least 260"),
+        ({"tokenizer": "poems"}, "poems is no tokeniser"),
+        ({"tokenizer": "bpe", "vocab_size": 300, "context": 9999}, "has only .* tokens; take a shorter context"),
+        ({"masking": 0.1}, "masking is 0.1; it means nothing"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(

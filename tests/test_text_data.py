@@ -271,7 +271,11 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(
     (part,) = cut([path], [len(content)])[0]
     with pytest.raises(ValueError, match=rf"latin\.txt is not UTF-8 at byte {error.value.start:,},.*iconv"):
         list(read_text(part))
-    for options in ({"tokenizer": "bpe", "vocab_size": 300}, {"tokenizer": str(BPE.save(tmp_path))}):
+    choices: tuple[dict[str, Any], ...] = (
+        {"tokenizer": "bpe", "vocab_size": 300},
+        {"tokenizer": str(BPE.save(tmp_path))},
+    )
+    for options in choices:
         with pytest.raises(ValueError, match=r"is not UTF-8 at byte"):
             load_text("text", data_dir=path, **options)
     assert whole(load_text("text", data_dir=path)) == content
@@ -377,7 +381,7 @@ def test_a_large_corpus_is_never_in_memory(
     with open(tmp_path / "a.txt", "w") as file:
         file.writelines([line] * 50_000)
     size = (tmp_path / "a.txt").stat().st_size
-    options = {"vocab_size": 300} if tokenizer == "bpe" else {}
+    options: dict[str, Any] = {"vocab_size": 300} if tokenizer == "bpe" else {}
     tracemalloc.start()
     data = load_text("text", data_dir=tmp_path / "a.txt", tokenizer=tokenizer, **options)
     batches = TextBatches(data.train, 64, 8, seed=0)
@@ -452,15 +456,16 @@ def test_ordered_windows_do_not_overlap(length: int, context: int) -> None:
 
 def test_batches_that_cannot_be_are_refused() -> None:
     tokens = torch.zeros(100, dtype=torch.uint8)
-    for options, words in (
+    cases = (
         ((0, 4, 0), "context is 0"),
         ((8, 12, 0), "only 11 windows of 8"),
         ((8, 0, 0), "positive multiple"),
         ((8, 3, 0, 0, 2), "multiple of the 2"),
         ((8, 4, 0, 2, 2), "rank 2 of 2"),
-    ):
+    )
+    for options, words in cases:
         with pytest.raises(ValueError, match=words):
-            TextBatches(tokens, *options)
+            TextBatches(tokens, *options)  # pyright: ignore[reportArgumentType]
     batches = TextBatches(tokens, 8, 4, 0)
     for place in ((-1, 0), (0, 2), (0, -1)):
         with pytest.raises(IndexError, match="does not exist"):

@@ -106,8 +106,9 @@ def load_text(
         chosen: Tokenizer = trained_tokenizer(texts["train"], 8192 if vocab_size is None else vocab_size)
     else:
         chosen = choose_tokenizer(tokenizer, vocab_size=vocab_size, texts=(), special=special, assets=assets)
-    tokens = {split: token_tensor(text, chosen) for split, text in texts.items()}
-    return TextData(name, **tokens, tokenizer=chosen, sizes={k: sum(map(len, text)) for k, text in texts.items()})
+    train, validation, test = (token_tensor(texts[split], chosen) for split in SPLITS)
+    sizes = {split: sum(map(len, text)) for split, text in texts.items()}
+    return TextData(name, train, validation, test, tokenizer=chosen, sizes=sizes)
 
 
 def _splits(files: dict[str, list[Path]], validation_fraction: float, place: Path | None) -> dict[str, Text]:

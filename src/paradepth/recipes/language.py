@@ -57,3 +57,113 @@ def shakespeare_branch_sums() -> Config:
     minutes on one CPU core with `--recompute False`; the controller never changes anything.
     """
     return shakespeare_mgrit_control().replace(coarse="half")
+
+
+def shakespeare_char() -> Config:
+    """Tiny Shakespeare by the byte, trained to the end: a GPT of 6 layers of width 256, with dropout, by Muon.
+
+    Expected: <filled after the run>
+    """
+    return Config().replace(
+        model="gpt_nano",
+        width=256,
+        heads=4,
+        mlp=1024,
+        depth=6,
+        context=128,
+        dropout=0.1,
+        data="tiny_shakespeare",
+        validation_fraction=0.05,
+        budget="2600 steps",
+        batch_size=32,
+        optimiser="muon",
+        learning_rate=2e-3,
+        weight_decay=0.1,
+        warmup=0.05,
+        validations=13,
+    )
+
+
+def shakespeare_paraformer() -> Config:
+    """Tiny Shakespeare by the byte: 4 branches of 2 layers of width 128, all prefixes trained in one pass.
+
+    Expected: <filled after the run>
+    """
+    return Config().replace(
+        model="gpt_nano",
+        width=128,
+        heads=4,
+        mlp=512,
+        branches=4,
+        depth=2,
+        context=128,
+        data="tiny_shakespeare",
+        validation_fraction=0.05,
+        schedule="one_pass",
+        budget="600 steps",
+        batch_size=32,
+        optimiser="muon",
+        learning_rate=2e-3,
+        weight_decay=0.1,
+        warmup=0.1,
+        validations=6,
+    )
+
+
+def gpt2_openwebtext() -> Config:
+    """GPT-2 at the published size for layer-parallel training, for a GPU cluster: 2 + 16 + 2 layers of width 768 on
+    OpenWebText; forward pass serial, backward pass one MGRIT iteration.
+
+    Not measured. A step takes about 3·10^14 FLOP, so the budget is some 8 hours on 8 GPUs that reach 10^15 FLOP a
+    second together. OpenWebText has to lie in `--data-dir` as train-*.parquet; its last 5 % are the test text.
+    Source: Layer-Parallel Training for Transformers (arXiv 2601.09026): two buffer layers at each end, h = 1/16 between
+    them, batches of 256 texts of 1024 tokens, AdamW at 6e-4 with β .9 and .95, weight decay .1, 2000 steps of warm-up,
+    cosine. The number of steps and the coarsening are not published; here they are 100,000 and 4. Documents are
+    separated by a line break.
+    """
+    return Config().replace(
+        model="gpt2",
+        depth=20,
+        step=1 / 16,
+        buffers=(2, 2),
+        data="text",
+        validation_fraction=0.0005,
+        tokenizer="hub:gpt2",
+        executor="mgrit",
+        levels=2,
+        coarsening=4,
+        relaxation="F",
+        coarse="sample",
+        forward_iterations="serial",
+        backward_iterations=1,
+        budget="100000 steps",
+        batch_size=256,
+        learning_rate=6e-4,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        warmup=0.02,
+        validations=50,
+    )
+
+
+def shakespeare_gpt2() -> Config:
+    """`gpt2_openwebtext` at a size that trains here: 2 + 16 + 2 layers of width 128 on tiny Shakespeare, BPE of 1024
+    tokens.
+
+    Expected: <filled after the run>
+    """
+    return gpt2_openwebtext().replace(
+        width=128,
+        heads=4,
+        mlp=512,
+        context=64,
+        data="tiny_shakespeare",
+        validation_fraction=0.05,
+        tokenizer="bpe",
+        vocab_size=1024,
+        budget="600 steps",
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup=0.1,
+        validations=6,
+    )
