@@ -11,10 +11,14 @@ from paradepth.recipes.images import (
     paraformer_authors_224,
 )
 from paradepth.recipes.language import (
+    gpt2_openwebtext,
     shakespeare_branch_sums,
+    shakespeare_char,
     shakespeare_gpt,
+    shakespeare_gpt2,
     shakespeare_mgrit,
     shakespeare_mgrit_control,
+    shakespeare_paraformer,
 )
 from paradepth.recipes.registry import RECIPES, get_recipe
 from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger
@@ -34,6 +38,10 @@ for _recipe in (
     shakespeare_mgrit,
     shakespeare_mgrit_control,
     shakespeare_branch_sums,
+    shakespeare_char,
+    shakespeare_paraformer,
+    shakespeare_gpt2,
+    gpt2_openwebtext,
     multi30k_transformer,
     ewt_tagger,
     ewt_paraformer,
