@@ -1,4 +1,4 @@
-"""Commands that train: train, resume."""
+"""Commands that train: train, finetune, resume."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ class _Train:
 
 
 @dataclass(frozen=True)
+class _Finetune(_Train):
+    """Fine-tune a trained model on other data: its tokeniser, stem and trunk with a new head. Any training option can
+    be given; shape, step and buffers are the source's."""
+
+    task: str = ""
+    """Data to fine-tune on, by name: sst2, cola, mrpc, rte, qnli, mnli, qqp or labelled for texts; cifar100 and the
+    like for images."""
+
+
+@dataclass(frozen=True)
 class _Resume:
     """Continue an interrupted run from its newest checkpoint."""
 
@@ -74,6 +84,45 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
     return with_report(result)
 
 
+def _finetune(options: Sequence[str]) -> dict[str, Any]:
+    from paradepth.train import start_run
+    from paradepth.train.finetune import finetune_config
+
+    usage = (
+        "usage: paradepth finetune RUN --task NAME [--data-dir PLACE] [--option value …]\n"
+        "RUN is a run directory, a saved model, or hf:FOLDER or hf:NAME for an encoder of the transformers library."
+    )
+    if not options or options[0].startswith("-"):
+        print(usage)
+        if options and options[0] in ("-h", "--help"):
+            raise SystemExit(0)
+        raise ValueError("finetune needs a trained model, for example: paradepth finetune runs/bert_mini --task sst2")
+    source = options[0]
+    task = _given(options[1:], "--task")
+    if task is None:
+        print(usage)
+        raise ValueError("finetune needs a task, for example --task sst2")
+    start = finetune_config(source, task)
+    groups = start.groups()
+    chosen = parse(_Finetune, options[1:], f"finetune {source}", default=_Finetune(**groups, task=task))
+    wanted = Config(recipe=start.recipe, **{name: getattr(chosen, name) for name in groups})
+    config = start.replace(**start.changed(wanted))
+    if config.data_options.data != task or config.run_options.init != start.run_options.init:
+        raise ValueError("data and init follow from RUN and --task; leave them out")
+    folder = chosen.run_dir or Path("runs") / start.recipe
+    return with_report(start_run(config, folder, overwrite=chosen.overwrite))
+
+
+def _given(options: Sequence[str], name: str) -> str | None:
+    """The value of an option on the command line."""
+    for place, option in enumerate(options):
+        if option == name and place + 1 < len(options):
+            return options[place + 1]
+        if option.startswith(f"{name}="):
+            return option.partition("=")[2]
+    return None
+
+
 def _resume(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.train import resume_run
 
@@ -82,5 +131,6 @@ def _resume(options: Sequence[str]) -> dict[str, Any]:
 
 COMMANDS: Commands = {
     "train": (_train, "train a model by a recipe"),
+    "finetune": (_finetune, "fine-tune a trained model on other data"),
     "resume": (_resume, "continue an interrupted run"),
 }

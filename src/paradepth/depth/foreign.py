@@ -183,6 +183,11 @@ class ForeignLayer(nn.Module):
         """x + step · F(x); Φ(x) itself where the step is 1."""
         return self._map(x, inputs) if step == 1.0 else x + step * self.residual(x, *inputs)
 
+    def flops(self, tokens: Any) -> int:
+        """Floating-point operations of one evaluation for one sample (a multiply-add counts two): those of products
+        with its matrices. What a layer multiplies besides, such as attention weights, is not known from outside."""
+        return 2 * tokens * sum(p.numel() for p in self.layer.parameters() if p.dim() == 2)
+
     def _map(self, x: Tensor, inputs: tuple[Any, ...]) -> Tensor:
         call = inputs[0] if inputs and isinstance(inputs[0], Call) else None
         args, kwargs = call.arguments(x, inputs[1:]) if call is not None else ((x, *inputs), {})

@@ -3,10 +3,12 @@
 from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
 from paradepth.models.generate import Generation, Piece, generate, generate_stream
+from paradepth.models.hf_classifier import HFClassifier, HFClassifierConfig
 from paradepth.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from paradepth.models.masked_lm import MaskedLM, MaskedLMConfig, fill_mask
 from paradepth.models.pretrained import from_pretrained
 from paradepth.models.registry import create_model, list_models, model_class, model_config
+from paradepth.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from paradepth.models.tagger import Tagger, TaggerConfig
 from paradepth.models.translator import Translator, TranslatorConfig, translate
 
@@ -14,11 +16,15 @@ __all__ = [
     "CausalLM",
     "CausalLMConfig",
     "Generation",
+    "HFClassifier",
+    "HFClassifierConfig",
     "ImageClassifier",
     "ImageClassifierConfig",
     "MaskedLM",
     "MaskedLMConfig",
     "Piece",
+    "SequenceClassifier",
+    "SequenceClassifierConfig",
     "Tagger",
     "TaggerConfig",
     "Translator",

@@ -8,8 +8,10 @@ from typing import Any
 
 from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM
+from paradepth.models.hf_classifier import HFClassifier
 from paradepth.models.image_classifier import ImageClassifier
 from paradepth.models.masked_lm import MaskedLM
+from paradepth.models.sequence_classifier import SequenceClassifier
 from paradepth.models.tagger import Tagger
 from paradepth.models.translator import Translator
 
@@ -58,23 +60,38 @@ _TAGGERS: dict[str, dict[str, Any]] = {
     "tagger_nano": {**_SIZES["nano"], "depth": 2},
     "tagger_mini": {"width": 128, "heads": 4, "mlp": 256, "depth": 4},
     # Deep and narrow, as an ODE in depth: layers for layer-parallel training.
-    "tagger_deep": {"width": 64, "heads": 2, "mlp": 128, "depth": 20, "step": 1 / 16, "buffers": (2, 2)},
+    "tagger_deep": {"width": 64, "heads": 2, "mlp": 128, "depth": 12, "step": 1 / 8, "buffers": (2, 2)},
     # The morphological classification of Layer-Parallel Training for Transformers (arXiv 2601.09026); its step is not
     # stated, and taken so that the depth is a unit of time.
-    "tagger_gum": {"width": 128, "heads": 1, "mlp": 128, "depth": 64, "step": 1 / 64, "context": 2048},
+    "tagger_gum": {
+        "width": 128,
+        "heads": 1,
+        "mlp": 128,
+        "depth": 64,
+        "step": 1 / 64,
+        "context": 2048,
+        "neighbours": False,
+    },
 }
 
 _MASKED_LMS: dict[str, dict[str, Any]] = {
     "bert_nano": {**_SIZES["nano"], "depth": 4},
-    "bert_mini": {**_SIZES["tiny"], "depth": 4},
+    "bert_mini": {"width": 128, "heads": 4, "mlp": 512, "depth": 4},
     # The smallest published BERT, here with normalisation at the start of a layer.
     "bert_base": {"width": 768, "heads": 12, "mlp": 3072, "depth": 12, "vocab_size": 30522, "pad": 0, "context": 512},
+}
+
+_SEQUENCE_CLASSIFIERS: dict[str, dict[str, Any]] = {
+    f"text_classifier_{size}": {key: value for key, value in _MASKED_LMS[f"bert_{size}"].items() if key != "vocab_size"}
+    for size in ("nano", "mini", "base")
 }
 
 _MODELS: dict[str, tuple[type[TrunkModel], dict[str, Any]]] = {
     **{name: (ImageClassifier, shape) for name, shape in _IMAGE_CLASSIFIERS.items()},
     **{name: (CausalLM, shape) for name, shape in _CAUSAL_LMS.items()},
     **{name: (MaskedLM, shape) for name, shape in _MASKED_LMS.items()},
+    **{name: (SequenceClassifier, shape) for name, shape in _SEQUENCE_CLASSIFIERS.items()},
+    "hf_classifier": (HFClassifier, {}),
     **{name: (Tagger, shape) for name, shape in _TAGGERS.items()},
     **{name: (Translator, shape) for name, shape in _TRANSLATORS.items()},
 }

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paradepth.nn.dropout import Dropout
+
 Pool = Literal["cls", "mean"]
 
 
@@ -176,3 +178,67 @@ class MaskedLMHead(LanguageModelHead):
     def flops(self, tokens: int) -> int:
         """Floating-point operations for one sample of so many tokens (a multiply-add counts two)."""
         return super().flops(tokens) + 2 * tokens * self.transform.weight.numel()
+
+
+TextPool = Literal["cls", "mean", "last"]
+
+
+class TextClassifierHead(nn.Module):
+    """Normalises the tokens' states, pools those that are no padding, and classifies: linear, tanh, dropout, linear.
+
+    Leading dimensions pass through, so the states of all prefixes, (n, B, T, D), take one call.
+
+    Args:
+        width: D.
+        num_classes: N, at least 1.
+        pool: "cls" takes the first token, "mean" the mean, "last" the last token, which alone has seen all of a causal
+            trunk's text.
+        dropout: probability, before the last linear map.
+
+    Raises:
+        ValueError: unknown pooling or fewer than one class.
+
+    Source: the pooler of BERT (arXiv 1810.04805).
+
+    >>> import torch
+    >>> real_BT = torch.tensor([[True, True, False], [True, True, True]])
+    >>> TextClassifierHead(64, 3, pool="mean")(torch.randn(4, 2, 3, 64), real_BT).shape
+    torch.Size([4, 2, 3])
+    """
+
+    def __init__(self, width: int, num_classes: int, *, pool: TextPool = "mean", dropout: float = 0.0) -> None:
+        super().__init__()
+        if pool not in ("cls", "mean", "last"):
+            raise ValueError(f"pool is {pool!r}; it must be 'cls', 'mean' or 'last'")
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+        self.pool = pool
+        self.norm = nn.LayerNorm(width)
+        self.pooler = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        self.classify = nn.Linear(width, num_classes)
+        for linear in (self.pooler, self.classify):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_TD: Tensor, real_BT: Tensor) -> Tensor:
+        """Maps states (…, B, T, D) to logits (…, B, N).
+
+        Args:
+            x_TD: states.
+            real_BT: which tokens are no padding, booleans; padding is behind them.
+        """
+        return self.classify(self.dropout(torch.tanh(self.pooler(self._pooled(self.norm(x_TD), real_BT)))))
+
+    def _pooled(self, x_TD: Tensor, real_BT: Tensor) -> Tensor:
+        if self.pool == "cls":
+            return x_TD[..., 0, :]
+        if self.pool == "mean":
+            weight_BT1 = real_BT.unsqueeze(-1).to(x_TD.dtype)
+            return (x_TD * weight_BT1).sum(dim=-2) / weight_BT1.sum(dim=-2)
+        last_B11 = (real_BT.sum(dim=-1) - 1)[:, None, None]
+        return x_TD.gather(-2, last_B11.expand(*x_TD.shape[:-2], 1, x_TD.shape[-1])).squeeze(-2)
+
+    def flops(self, tokens: int = 1) -> int:
+        """Floating-point operations for one sample (a multiply-add counts two), whatever its number of tokens."""
+        return 2 * (self.pooler.weight.numel() + self.classify.weight.numel())

@@ -1,6 +1,7 @@
 """Recipes: functions that return the options of a run; each docstring states the expected time and accuracy."""
 
 from paradepth.recipes.bert import bert_c4, bert_mini
+from paradepth.recipes.glue import glue_from_scratch
 from paradepth.recipes.images import (
     cifar10_paraformer,
     cifar10_vit,
@@ -21,12 +22,18 @@ from paradepth.recipes.language import (
     shakespeare_paraformer,
 )
 from paradepth.recipes.registry import RECIPES, get_recipe
-from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger
-from paradepth.recipes.translation import multi30k_transformer
+from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger, mc_gum_published
+from paradepth.recipes.translation import (
+    multi30k_mgrit,
+    multi30k_paraformer,
+    multi30k_transformer,
+    opus_published,
+)
 
 for _recipe in (
     bert_mini,
     bert_c4,
+    glue_from_scratch,
     digits_paraformer,
     fashion_paraformer,
     fashion_vit,
@@ -43,9 +50,13 @@ for _recipe in (
     shakespeare_gpt2,
     gpt2_openwebtext,
     multi30k_transformer,
+    multi30k_paraformer,
+    multi30k_mgrit,
+    opus_published,
     ewt_tagger,
     ewt_paraformer,
     ewt_mgrit,
+    mc_gum_published,
 ):
     RECIPES[_recipe.__name__] = _recipe
 

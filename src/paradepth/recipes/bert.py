@@ -6,7 +6,7 @@ from paradepth.train import Config
 
 
 def bert_mini() -> Config:
-    """A masked language model of 4 layers of width 192 on a text of your own (--data-dir), BPE of 8192 tokens.
+    """A masked language model of 4 layers of width 128 on a text of your own (--data-dir), BPE of 8192 tokens.
 
     Expected: see `benchmarks/masked_lm`.
     """
@@ -17,13 +17,14 @@ def bert_mini() -> Config:
         validation_fraction=0.02,
         tokenizer="bpe",
         vocab_size=8192,
-        masking=0.2,
-        budget="2500 steps",
-        batch_size=32,
+        masking=0.15,
+        budget="2800 steps",
+        batch_size=16,
+        optimiser="muon",
         learning_rate=2e-3,
         weight_decay=0.05,
         warmup=0.06,
-        validations=10,
+        validations=8,
     )
 
 

@@ -54,9 +54,11 @@ class ModelOptions:
         patch_size: patch height and width in pixels.
         embedding: of a patch, by one linear map or by convolutions (they learn small images in fewer passes).
         aggregate: how branches are added up.
-        pool: mean over tokens, or a class token.
+        pool: mean over tokens, the first one (of images a class token) or, for texts, the last.
         dropout: probability in embedding, attention output and MLP.
         attention_dropout: probability for attention weights.
+        bias: whether linear maps have biases.
+        causal: classifiers of texts: a token sees itself and the ones before it only.
         deep_init: scale value, output and MLP projections by sqrt(log 2L).
         context: tokens that a model of texts sees at most.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
@@ -72,9 +74,11 @@ class ModelOptions:
     patch_size: int | None = None
     embedding: Literal["linear", "convolutions"] | None = None
     aggregate: Literal["residual", "sum"] | None = None
-    pool: Literal["mean", "cls"] | None = None
+    pool: Literal["mean", "cls", "last"] | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
+    bias: bool | None = None
+    causal: bool | None = None
     deep_init: bool = False
     context: int | None = None
     step: float | None = None

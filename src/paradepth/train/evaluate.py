@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over a split: `loss` and `accuracy` of each prefix, `contribution` ‖δ_i‖/‖x‖ of each branch."""
+    """Means over a split: `loss` and `accuracy` of each prefix, `contribution` ‖δ_i‖/‖x‖ of each branch, and the task's
+    own `scores` by name, of each prefix."""
 
     loss: list[float]
     accuracy: list[float]
     contribution: list[float]
+    scores: dict[str, list[float]]
 
 
 @torch.no_grad()
@@ -42,13 +44,14 @@ def evaluate(
     n = model.prefixes
     branches = n if model.config.branches else 0
     sums = torch.zeros(2 + 2 * n + branches, dtype=torch.float64, device=world.device)
+    tally_nK = torch.zeros(n, task.tally_size, dtype=torch.float64, device=world.device)
     starts = list(range(0, task.count(split), task.evaluation_batch))
     for start in starts[world.rank :: world.size]:
         inputs, targets_B = task.ordered(split, start, start + task.evaluation_batch)
         with torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
             logits_nBN = model.prefix_logits(inputs).float().flatten(1, -2)
         flat_B = targets_B.flatten()
-        known_B = flat_B.masked_fill(flat_B == UNSEEN, IGNORED)
+        known_B = flat_B.masked_fill(flat_B <= UNSEEN, IGNORED)
         losses_n = torch.stack(
             [F.cross_entropy(logits_BN, known_B, ignore_index=IGNORED, reduction="sum") for logits_BN in logits_nBN]
         )
@@ -56,9 +59,13 @@ def evaluate(
         sums[1] += (flat_B != IGNORED).sum()
         sums[2 : 2 + n] += losses_n
         sums[2 + n : 2 + 2 * n] += (logits_nBN.argmax(dim=-1) == flat_B).sum(dim=1)
+        if task.tally_size:
+            tally_nK += task.tally(logits_nBN, flat_B)
         if branches and start == 0:  # one batch tells the contributions well enough
             sums[2 + 2 * n :] += model.contributions(inputs).double().mean(dim=1)
     model.train(was_training)
     known, counted, *values = world.sum(sums).tolist()
     losses = [value / max(known, 1.0) for value in values[:n]]
-    return Evaluation(losses, [value / max(counted, 1.0) for value in values[n : 2 * n]], values[2 * n :])
+    accuracy = [value / max(counted, 1.0) for value in values[n : 2 * n]]
+    scores = task.scores(world.sum(tally_nK)) if task.tally_size else {}
+    return Evaluation(losses, accuracy, values[2 * n :], scores)

@@ -19,7 +19,7 @@ import torch
 
 from paradepth.atomic import write_json
 from paradepth.distributed import World, join_world
-from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
@@ -31,7 +31,7 @@ from paradepth.train.precision import autocast_dtype
 from paradepth.train.progress import ProgressView
 from paradepth.train.schedules import Annealing, Schedule, build_schedule
 from paradepth.train.signals import stop_on_signals
-from paradepth.train.start import take_over
+from paradepth.train.start import start_from
 from paradepth.train.tasks import Task
 from paradepth.train.tasks import load_data as load_data
 from paradepth.train.trainer import Trainer
@@ -80,7 +80,7 @@ def start_run(
         model, task = parts[:2]
         source = config.run_options.init
         if source is not None:
-            take_over(model, from_pretrained(source))
+            start_from(model, source)
         if world.is_main:
             _clear(folder)
             task.save_assets(folder)
@@ -223,6 +223,7 @@ def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dic
         "accuracy": report.get("accuracy"),
         "loss": report.get("loss"),
         **trainer.task.measures(report.get("loss", []), "test"),
+        **{name: report.get(name) for name in trainer.task.score_names},
         "parameters": sum(trainer.sizes.values()),
         "steps": trainer.step,
         "layer_evals": trainer.spent.layer_evals,
@@ -251,7 +252,7 @@ def _start_fields(trainer: Trainer) -> dict[str, Any]:
 
 def _headline(config: Config, trainer: Trainer) -> str:
     c, task, start = trainer.model.config, trainer.task, _start_fields(trainer)
-    shape = f"{c.branches} branches × {c.depth} layers" if c.branches else f"{c.depth} layers in series"
+    shape = f"{c.branches} branches × {c.layers // c.branches} layers" if c.branches else f"{c.layers} layers in series"
     return (
         f"{config.model_options.model}: {shape}, width {c.width}, {start['parameters']:,} parameters; "
         f"{task.data.name}: {task.count('train'):,} training, {task.count('validation'):,} validation, "

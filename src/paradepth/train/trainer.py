@@ -356,6 +356,7 @@ class Trainer:
             accuracy=result.accuracy,
             contribution=result.contribution,
             **self.task.measures(result.loss, "validation"),
+            **result.scores,
             ema=self.average is not None,
         )
         view.validation(progress=min(self.progress, 1.0), active=active, accuracy=result.accuracy, loss=result.loss)

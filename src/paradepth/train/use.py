@@ -45,6 +45,7 @@ def evaluate_run(
     with join_world(device) as world:
         task = load_data(config, assets=Path(run_dir)).to(world.device)
         result = evaluate(model.to(world.device), task, split, world=world)
+        outputs = task.outputs(model, split)
     return {
         "run": str(run_dir),
         "split": split,
@@ -53,6 +54,8 @@ def evaluate_run(
         "accuracy": result.accuracy,
         "loss": result.loss,
         **task.measures(result.loss, split),
+        **result.scores,
+        **outputs,
     }
 
 

@@ -8,16 +8,27 @@ from pathlib import Path
 from paradepth.models import model_class
 from paradepth.train.config import Config
 from paradepth.train.tasks.base import Task
+from paradepth.train.tasks.classify import ClassifyTask, HFClassifyTask
 from paradepth.train.tasks.images import ImageTask
 from paradepth.train.tasks.language import LanguageTask
 from paradepth.train.tasks.masked import MaskedTask
 from paradepth.train.tasks.tagging import TaggingTask
 from paradepth.train.tasks.translation import TranslationTask
 
-TASKS: tuple[type[Task], ...] = (ImageTask, LanguageTask, MaskedTask, TaggingTask, TranslationTask)
+TASKS: tuple[type[Task], ...] = (
+    ImageTask,
+    LanguageTask,
+    MaskedTask,
+    ClassifyTask,
+    HFClassifyTask,
+    TaggingTask,
+    TranslationTask,
+)
 
 __all__ = [
     "TASKS",
+    "ClassifyTask",
+    "HFClassifyTask",
     "ImageTask",
     "LanguageTask",
     "MaskedTask",

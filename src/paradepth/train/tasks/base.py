@@ -1,6 +1,6 @@
 """What a task is to the training loop.
 
-Shapes: B batch, … the shape of one sample's inputs or of its targets.
+Shapes: B batch, … the shape of one sample's inputs or of its targets, M targets, N classes, n prefixes, K sums.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Task(ABC):
     model_class: ClassVar[type[TrunkModel]]
     data_names: ClassVar[tuple[str, ...]]
     kind: ClassVar[str]  # of data, for messages: "images", "text"
+    score_names: ClassVar[tuple[str, ...]] = ()  # of `scores`
+    tally_size: int = 0  # K of `tally`
     own_options: ClassVar[tuple[str, ...]] = ()  # options of the data group, besides EVERY_TASK_TAKES
 
     unit: str
@@ -69,7 +71,8 @@ class Task(ABC):
         self.config = config
         self.data = data
         m = config.model_options
-        chosen = {f.name: getattr(m, f.name) for f in fields(m) if f.name != "model" and getattr(m, f.name) is not None}
+        given = {f.name: getattr(m, f.name) for f in fields(m) if getattr(m, f.name) != f.default}
+        chosen = {name: value for name, value in given.items() if name != "model"}
         self.shape = model_config(m.model, **self.data_shape(), **chosen)
 
     # ---- before work starts --------------------------------------------------------------------------------
@@ -164,6 +167,19 @@ class Task(ABC):
         """What else is told of losses by prefix on a split: names and values by prefix."""
         return {}
 
+    def tally(self, logits_nMN: Tensor, targets_M: Tensor) -> Tensor:
+        """Of M targets of a split, what `scores` needs and can be added up: (n, K), K = `tally_size`, by prefix."""
+        return logits_nMN.new_zeros(len(logits_nMN), self.tally_size)
+
+    def scores(self, tally_nK: Tensor) -> dict[str, list[float]]:
+        """What else is told of a split, from the sum of `tally` over it: names and values by prefix."""
+        return {}
+
+    def outputs(self, model: Any, split: str) -> dict[str, Any]:
+        """What a finished model makes of a split, translations, say, and scores of it: too dear for every validation.
+        On one process."""
+        return {}
+
     def details(self, model: Any, split: str) -> dict[str, Any]:
         """What `evaluation.json` holds: means by prefix, and whatever shows what the model does. On one process."""
         result = evaluate(model, self, split, world=World(0, 1, next(model.parameters()).device))
@@ -174,4 +190,6 @@ class Task(ABC):
             "accuracy": result.accuracy,
             "contribution": result.contribution,
             **self.measures(result.loss, split),
+            **result.scores,
+            **self.outputs(model, split),
         }
