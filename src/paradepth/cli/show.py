@@ -25,8 +25,14 @@ def show(result: dict[str, Any]) -> None:
                     pairs = zip(item["words"], item["tags"], strict=True)
                     console.print(" ".join(f"{word}/{tag}" for word, tag in pairs), markup=False)
                     continue
+                if "masks" in item:
+                    for place in item["masks"]:
+                        guesses = ", ".join(f"{g['token']!r} {100 * g['confidence']:.1f} %" for g in place)
+                        console.print(f"{item['text']}: {guesses}", markup=False)
+                    continue
                 best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
-                console.print(f"{item['image']}: {best}", markup=False)
+                said = item.get("image", item.get("text"))
+                console.print(f"{' | '.join(said) if isinstance(said, list) else said}: {best}", markup=False)
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             console.print("\n".join(value), markup=False)
         else:

@@ -15,16 +15,19 @@ from paradepth.models import from_pretrained
 
 @dataclass(frozen=True)
 class _Predict:
-    """Classify image files, or tag sentences, by the kind of the model."""
+    """Classify image files or texts, fill in masked words, or tag sentences, by the kind of the model."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, or a folder with config.json and model.safetensors."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Image files; for a tagger sentences, whose words are separated by spaces."""
+    """Image files; texts to classify; texts with <mask> for a masked language model; for a tagger sentences, whose
+    words are separated by spaces."""
     branches: int | None = None
     """Use the first K branches only."""
     top: int = 1
-    """How many classes to name for each image."""
+    """How many classes, or words for a <mask>, to name for each input."""
+    pairs: bool = False
+    """Classifiers of texts: inputs are pairs of texts, two after two."""
     raw: bool = False
     """Taggers: split English text into words, punctuation too."""
     json: bool = False
@@ -36,6 +39,12 @@ def _predict(options: Sequence[str]) -> dict[str, Any]:
     model = from_pretrained(o.run)
     if model.model_type == "tagger":
         return {"predictions": _tag(model, o)}
+    if o.pairs and model.model_type not in ("sequence_classifier", "hf_classifier"):
+        raise ValueError(f"pairs are texts to classify; they mean nothing to a model of type {model.model_type!r}")
+    if model.model_type == "masked_lm":
+        return {"predictions": _fill(model, o)}
+    if model.model_type in ("sequence_classifier", "hf_classifier"):
+        return {"predictions": _classify_texts(model, o)}
     if o.raw:
         raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
     return {"predictions": _classify_images(model, o)}
@@ -45,6 +54,30 @@ def _classify_images(model: Any, o: _Predict) -> list[dict[str, Any]]:
     from paradepth.train.use import predict_images
 
     return predict_images(model, o.inputs, branches=o.branches, top=o.top)
+
+
+def _classify_texts(model: Any, o: _Predict) -> list[dict[str, Any]]:
+    from paradepth.train.predict import predict_texts, text_tokenizer
+
+    size = 2 if o.pairs else 1
+    if len(o.inputs) % size:
+        raise ValueError(f"pairs of texts are an even number of inputs, and there are {len(o.inputs)}")
+    texts = [o.inputs[i : i + size] for i in range(0, len(o.inputs), size)]
+    return predict_texts(model, text_tokenizer(o.run, model), texts, branches=o.branches, top=o.top)
+
+
+def _fill(model: Any, o: _Predict) -> list[dict[str, Any]]:
+    from paradepth.models import fill_mask
+    from paradepth.train.predict import text_tokenizer
+
+    if not o.inputs:
+        raise ValueError('predict needs at least one text, such as "A <mask> to fill."')
+    tokenizer = text_tokenizer(o.run, model)
+    found = [(text, fill_mask(model, tokenizer, text, top=o.top, branches=o.branches)) for text in o.inputs]
+    return [
+        {"text": text, "masks": [[{"token": token, "confidence": p} for token, p in place] for place in places]}
+        for text, places in found
+    ]
 
 
 def _tag(model: Any, o: _Predict) -> list[dict[str, Any]]:
@@ -64,5 +97,5 @@ def _tag(model: Any, o: _Predict) -> list[dict[str, Any]]:
 
 
 COMMANDS: Commands = {
-    "predict": (_predict, "classify image files, or tag sentences"),
+    "predict": (_predict, "classify images or texts, fill in masked words, tag sentences"),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,38 +62,73 @@ class MaskedLM(EncoderModel):
         return self.head(state)
 
 
+class Vocabulary(Protocol):
+    """What `fill_mask` needs of a tokeniser."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special ones."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        ...
+
+    def special(self, name: str) -> int:
+        """The number of a special token."""
+        ...
+
+
 @torch.no_grad()
 def fill_mask(
-    model: MaskedLM, tokens: Sequence[int], *, mask: int, top: int = 5, branches: int | None = None
-) -> list[list[tuple[int, float]]]:
-    """The likeliest tokens at every masked place of one text.
+    model: MaskedLM, tokenizer: Vocabulary, text: str, *, top: int = 5, branches: int | None = None
+) -> list[list[tuple[str, float]]]:
+    """The likeliest tokens at every <mask> of a text.
+
+    A token that begins a word has the space before it as its first character, so one space before a <mask> belongs to
+    what is guessed.
 
     Args:
         model: in evaluation mode.
-        tokens: of the text, special ones included.
-        mask: number of the mask token.
+        tokenizer: the one that it was trained with.
+        text: with <mask> where a token shall be guessed.
         top: how many to name.
         branches: use the first branches only.
 
     Returns:
-        For each masked place, in order, `top` tokens with their probabilities, the likeliest first.
+        For each <mask>, in order, `top` tokens as text with their probabilities, the likeliest first.
 
     Raises:
-        ValueError: no masked place, or `top` out of range.
+        ValueError: a text without <mask> or longer than the model's context, `top` out of range, or a tokeniser of
+            another vocabulary.
 
+    >>> from paradepth.data.tokenizer import ByteTokenizer
     >>> model = MaskedLM(MaskedLMConfig(context=16, width=16, mlp=32)).eval()
-    >>> [len(place) for place in fill_mask(model, [257, 72, 259, 33, 258], mask=259, top=3)]
-    [3]
+    >>> guesses = fill_mask(model, ByteTokenizer(special=True), "the c<mask>t", top=3)
+    >>> len(guesses), len(guesses[0])
+    (1, 3)
     """
-    places = [place for place, token in enumerate(tokens) if token == mask]
-    if not places:
-        raise ValueError("the text has no <mask>; write it where a word shall be guessed")
+    first, *others = text.split("<mask>")
+    if not others:
+        raise ValueError(f"the text {text[:60]!r} has no <mask>; write one where a word shall be guessed")
     if not 1 <= top <= model.config.vocab_size:
         raise ValueError(f"top is {top}; it must be between 1 and {model.config.vocab_size}, the vocabulary's size")
+    tokens = [tokenizer.special("<s>")]
+    places = []
+    for place, part in enumerate([first, *others]):
+        tokens += tokenizer.encode(part.removesuffix(" ") if place < len(others) else part)
+        if place < len(others):
+            places.append(len(tokens))
+            tokens.append(tokenizer.special("<mask>"))
+    tokens.append(tokenizer.special("</s>"))
+    if len(tokens) > model.config.context:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens with its ends, and the model's context is {model.config.context}; take "
+            "a shorter one"
+        )
     device = next(model.parameters()).device
-    inputs = torch.tensor([list(tokens)], device=device), torch.tensor([places], device=device)
+    inputs = torch.tensor([tokens], device=device), torch.tensor([places], device=device)
     best = model(inputs, branches=branches)[0].float().softmax(dim=-1).topk(top)
     return [
-        list(zip(numbers, values, strict=True))
+        [(tokenizer.decode([number]), value) for number, value in zip(numbers, values, strict=True)]
         for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

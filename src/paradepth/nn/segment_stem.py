@@ -25,6 +25,7 @@ class SegmentStem(TokenStem):
     Raises:
         ValueError: also fewer than two segments, or a separator outside the vocabulary.
 
+    >>> import torch
     >>> stem = SegmentStem(20, 8, 16, segments=2, separator=2)
     >>> stem.segments_of(torch.tensor([[1, 7, 2, 8, 9, 2, 0]])).tolist(), stem(torch.tensor([[1, 7, 2]])).shape
     ([[0, 0, 0, 1, 1, 1, 1]], torch.Size([1, 3, 16]))

@@ -15,6 +15,7 @@ from paradepth.train.config import Config, ModelOptions
 from paradepth.train.tasks import TASKS, Task
 
 HF = "hf:"
+_GENERIC = {"sequence_classifier": "text_classifier_nano"}  # by type of model: the shape that all options replace
 
 _COMMON: dict[str, Any] = {
     "budget": "3 epochs",
@@ -67,12 +68,12 @@ def finetune_config(source: str | Path, task: str) -> Config:
     folder = Path(source).expanduser()
     if is_hf_folder(folder):
         raise ValueError(f"{folder} is a model of the transformers library; write {HF}{folder}")
-    model = _described(folder)
+    model, name = _described(folder)
     kind = type(model)
     if kind is HFClassifier:
         return _for_transformers(start, folder, task, {"context": model.config.context, "pool": model.config.pool})
     chosen = next((k for k in fitting if k.model_class is kind), None) or _successor(kind, fitting, task)
-    return start.replace(**_defaults(task), **_options(model, chosen), data=task, init=folder)
+    return start.replace(**_defaults(task), **_options(model, chosen, name), data=task, init=folder)
 
 
 def _successor(kind: type[TrunkModel], fitting: list[type[Task]], task: str) -> type[Task]:
@@ -87,8 +88,9 @@ def _successor(kind: type[TrunkModel], fitting: list[type[Task]], task: str) -> 
     )
 
 
-def _options(model: TrunkModel, task: type[Task]) -> dict[str, Any]:
-    """The source's shape as options, and rates that suit its kind."""
+def _options(model: TrunkModel, task: type[Task], name: str | None) -> dict[str, Any]:
+    """The source's shape, that of the registered model `name` where it is one of the task, as options, and rates that
+    suit its kind."""
     config = model.config
     mine = {f.name for f in fields(task.model_class.config_class)}
     shape = {
@@ -96,7 +98,8 @@ def _options(model: TrunkModel, task: type[Task]) -> dict[str, Any]:
         for f in fields(ModelOptions)
         if f.name in mine and hasattr(config, f.name) and f.name not in ("model", "deep_init", "patch_size")
     }
-    shape["model"] = next(name for name in list_models() if model_class(name) is task.model_class)
+    known = [n for n in list_models() if model_class(n) is task.model_class]
+    shape["model"] = name if name in known else _GENERIC.get(task.model_class.model_type, known[0])
     text = task.model_class.model_type == "sequence_classifier"
     if isinstance(model, CausalLM) and text:
         shape |= {"causal": True, "pool": "last"}
@@ -109,7 +112,7 @@ def _options(model: TrunkModel, task: type[Task]) -> dict[str, Any]:
             if height != width:
                 raise ValueError(f"the source's {name} is {height} × {width}; only square images can be fine-tuned on")
         shape["patch_size"] = config.patch_size[0]
-        shape["model"] = "paraformer_nano" if config.branches else "vit_nano"
+        shape["model"] = name if name in known else "paraformer_nano" if config.branches else "vit_nano"
         options |= {"image_size": config.image_size[0]}
     return shape | options
 
@@ -128,14 +131,15 @@ def _for_transformers(start: Config, folder: Path, task: str, shape: dict[str, A
     )
 
 
-def _described(folder: Path) -> Any:
-    """The model that a folder describes, with fresh weights: quicker than reading them, and refuses what is none."""
+def _described(folder: Path) -> tuple[Any, str | None]:
+    """The model that a folder describes, with fresh weights (quicker than reading them), and its registered name."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no finished run and no saved model: it has no {name}")
     try:
-        return build_model(json.loads((folder / "config.json").read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        described = json.loads((folder / "config.json").read_text())
+        return build_model(described), described.get("training", {}).get("model")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a paradepth model: {error!r}") from error
 
 
