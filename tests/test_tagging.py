@@ -26,7 +26,7 @@ from paradepth.data.treebank import Treebank, load_tagged
 from paradepth.data.words import OWN, UNKNOWN, WordVocabulary, load_words, split_words
 from paradepth.depth import MGRIT
 from paradepth.distributed import World
-from paradepth.models import Tagger
+from paradepth.models import Tagger, model_config
 from paradepth.recipes import get_recipe
 from paradepth.train import Config, resume_run, start_run
 from paradepth.train.config import check_options
@@ -733,7 +733,7 @@ def test_the_published_size_is_what_the_paper_states() -> None:
     recipe = get_recipe("mc_gum_published")
     check_options(recipe)
     m, o, d = recipe.model_options, recipe.optimiser_options, recipe.depth_options
-    shape = paradepth.models.model_config(m.model)
+    shape = model_config(m.model)
     assert (shape.depth, shape.width, shape.heads, shape.mlp, shape.context) == (64, 128, 1, 128, 2048)
     assert (o.optimiser, o.learning_rate, o.momentum, o.batch_size) == ("sgd", 1e-2, 0.9, 8)
     assert (d.levels, d.coarsening, d.forward_iterations, d.backward_iterations) == (2, 2, 2, 1)

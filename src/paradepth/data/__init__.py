@@ -15,9 +15,12 @@ from paradepth.data.sources import DATA_NAMES
 from paradepth.data.text import TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches
 from paradepth.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_of
+from paradepth.data.treebank import TAGGED_NAMES, Treebank, load_tagged
+from paradepth.data.words import WordVocabulary, load_words, split_words
 
 __all__ = [
     "DATA_NAMES",
+    "TAGGED_NAMES",
     "TEXT_NAMES",
     "Augment",
     "BPETokenizer",
@@ -28,9 +31,14 @@ __all__ = [
     "TextBatches",
     "TextData",
     "Tokenizer",
+    "Treebank",
+    "WordVocabulary",
     "load_images",
+    "load_tagged",
     "load_text",
     "load_tokenizer",
+    "load_words",
     "read_image",
+    "split_words",
     "tokenizer_of",
 ]

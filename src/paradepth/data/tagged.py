@@ -90,6 +90,7 @@ def read_conllu(path: str | Path) -> tuple[Sentence, ...]:
 def _sentence(block: list[str], path: Path, first: int) -> list[Sentence]:
     """The sentence of a block of lines, or none where there are only comments."""
     import conllu
+    from conllu.exceptions import ParseException
 
     rows = [(number, line) for number, line in enumerate(block, start=first) if not line.startswith("#")]
     for number, line in rows:
@@ -102,7 +103,7 @@ def _sentence(block: list[str], path: Path, first: int) -> list[Sentence]:
             raise ValueError(f"{path}, line {number}: two spaces within a column")
     try:
         tokens = conllu.parse("\n".join(line for _, line in rows), fields=_FIELDS)[0] if rows else []
-    except conllu.exceptions.ParseException as error:
+    except ParseException as error:
         raise ValueError(f"{path}, line {_damaged(rows)}: {error}") from error
     words, upos, features = [], [], []
     for (number, _), token in zip(rows, tokens, strict=True):
@@ -124,11 +125,12 @@ def _sentence(block: list[str], path: Path, first: int) -> list[Sentence]:
 
 def _damaged(rows: list[tuple[int, str]]) -> int:
     import conllu
+    from conllu.exceptions import ParseException
 
     for number, line in rows:
         try:
             conllu.parse(line, fields=_FIELDS)
-        except conllu.exceptions.ParseException:
+        except ParseException:
             return number
     return rows[0][0]
 

@@ -83,7 +83,7 @@ def read_rows(path: Path) -> Rows:
 def _words(row: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str, str]]:
     columns = zip(*(row[column] for column in _COLUMNS), strict=True)
     return [
-        (form, names[upos], bundle(ast.literal_eval(features)))  # a printed dictionary, or None
+        (form, str(names[upos]), bundle(ast.literal_eval(features)))  # a printed dictionary, or None
         for form, upos, features, head in columns
         if head.isdigit()
     ]
