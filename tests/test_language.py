@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import paradepth
 from paradepth.branches import Branches
 from paradepth.cli import main
-from paradepth.data import BPETokenizer, load_tokenizer
+from paradepth.data import BPETokenizer, ByteTokenizer, load_tokenizer
 from paradepth.depth import Stack
-from paradepth.models import CausalLM, list_models, model_config
+from paradepth.models import CausalLM, generate, list_models, model_config
 from paradepth.nn import EncoderLayer, LanguageModelHead, MultiHeadAttention, TokenStem
 from paradepth.nn import attention as attention_module
 from paradepth.recipes import get_recipe
+from paradepth.report import write_report
 from paradepth.train import Config, resume_run, start_run
 from paradepth.train.config import Budget, check_options
 from paradepth.train.optimiser import Optimiser
@@ -428,6 +429,28 @@ def test_bits_per_byte_of_a_bpe_are_over_the_bytes_of_the_split(
     measured = json.loads(capsys.readouterr().out)
     assert measured["bits_per_byte"] == pytest.approx(told["validation"]["bits_per_byte"], rel=1e-4)
     assert task.unit == "windows of 16 tokens"
+
+
+@pytest.mark.parametrize("branches", [None, 2])
+def test_an_evaluation_shows_what_the_model_writes(branches: int | None, corpus: Path, tmp_path: Path) -> None:
+    schedule = "one_pass" if branches else "joint"
+    used = config(corpus, budget="2 steps", validations=1, branches=branches, schedule=schedule)
+    start_run(used, tmp_path / "run")
+    examples = json.loads((tmp_path / "run" / "evaluation.json").read_text())["examples"]
+    model = paradepth.from_pretrained(tmp_path / "run")
+    test = load_data(used).data.test
+    assert [e["prompt"] for e in examples] == [bytes(test[i : i + 8].tolist()).decode() for i in (0, 35 // 2 * 16)]
+    names = {"continuation": 1} if branches is None else {"1 branch": 1, "2 branches": 2}
+    for name, k in names.items():
+        made = generate(
+            model, ByteTokenizer(), [e["prompt"] for e in examples], max_tokens=100, temperature=0.8, branches=k
+        )
+        assert [e[name] for e in examples] == [m.text for m in made]
+    page = write_report([tmp_path / "run"]).read_text()
+    assert "What it writes" in page
+    corpus_of_noise = tmp_path / "noise.bin"
+    corpus_of_noise.write_bytes(bytes(range(128, 256)) * 40)
+    start_run(used.replace(data_dir=corpus_of_noise), tmp_path / "noise")  # no text, and prompts that grow
 
 
 def test_a_run_that_starts_from_another_keeps_its_tokeniser(corpus: Path, tmp_path: Path) -> None:

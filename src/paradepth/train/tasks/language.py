@@ -15,11 +15,12 @@ from paradepth.data.text import SPLITS, TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches, ordered_windows, shuffled_windows
 from paradepth.data.tokenizer import ByteTokenizer
 from paradepth.distributed import World
-from paradepth.models import CausalLM
+from paradepth.models import CausalLM, generate
 from paradepth.train.config import Config
 from paradepth.train.tasks.base import Task
 
 _EVALUATED_TOKENS = 2**15  # at a time: their logits of every prefix are in memory together
+_PROMPT, _CONTINUATION = 32, 100  # tokens of an example
 
 
 class LanguageTask(Task):
@@ -101,3 +102,30 @@ class LanguageTask(Task):
             "perplexity": [math.exp(value) if value < 700 else math.inf for value in loss],
             "bits_per_byte": [value * bits_per_nat for value in loss],
         }
+
+    def details(self, model: CausalLM, split: str) -> dict[str, Any]:
+        """Means by prefix, and how the model continues the beginnings of two windows."""
+        return {**super().details(model, split), "examples": self._continuations(model, split)}
+
+    def _continuations(self, model: CausalLM, split: str) -> list[dict[str, str]]:
+        tokenizer, tokens = self.data.tokenizer, self._tokens(split)
+        length = max(1, min(self.context // 2, _PROMPT))
+        starts = dict.fromkeys((0, self.count(split) // 2 * self.context))
+        prompts = [tokenizer.decode(tokens[start : start + length].tolist()) for start in starts]
+        # Half a character, or a tokeniser that loses something, may make the text longer than it was.
+        prompts = [prompt for prompt in prompts if 1 <= len(tokenizer.encode(prompt)) <= self.context]
+        examples = [{"prompt": prompt} for prompt in prompts]
+        for k in dict.fromkeys((1, model.prefixes)) if prompts else ():
+            name = "continuation" if model.prefixes == 1 else f"{k} branch{'es' * (k > 1)}"
+            made = generate(
+                model,
+                tokenizer,
+                prompts,
+                max_tokens=_CONTINUATION,
+                temperature=0.8,
+                seed=self.config.run_options.seed,
+                branches=k,
+            )
+            for example, one in zip(examples, made, strict=True):
+                example[name] = one.text
+        return examples
