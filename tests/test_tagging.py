@@ -665,6 +665,7 @@ def test_commands_on_a_tagging_run(run: Path, tmp_path: Path, capsys: pytest.Cap
         ([" "], "the sentence ' ' has no words"),
         ([], "at least one sentence"),
         (["a", "--top", "2"], "top is 2"),
+        (["a", "--pairs"], "pairs are texts to classify"),
         (["a", "--branches", "9"], "branches"),
     ):
         assert main(["predict", str(run), *arguments]) == 2

@@ -37,16 +37,16 @@ class _Predict:
 def _predict(options: Sequence[str]) -> dict[str, Any]:
     o = parse(_Predict, options, "predict")
     model = from_pretrained(o.run)
-    if model.model_type == "tagger":
-        return {"predictions": _tag(model, o)}
+    if o.raw and model.model_type != "tagger":
+        raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
     if o.pairs and model.model_type not in ("sequence_classifier", "hf_classifier"):
         raise ValueError(f"pairs are texts to classify; they mean nothing to a model of type {model.model_type!r}")
     if model.model_type == "masked_lm":
         return {"predictions": _fill(model, o)}
     if model.model_type in ("sequence_classifier", "hf_classifier"):
         return {"predictions": _classify_texts(model, o)}
-    if o.raw:
-        raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
+    if model.model_type == "tagger":
+        return {"predictions": _tag(model, o)}
     return {"predictions": _classify_images(model, o)}
 
 
