@@ -42,8 +42,9 @@ def tag(
     >>> vocabulary = WordVocabulary(["the", "dog"], buckets=100)
     >>> shape = {"vocab_size": vocabulary.size, "num_classes": 2, "class_names": ("DET", "NOUN"), "context": 8}
     >>> model = paradepth.create_model("tagger_nano", **shape).eval()
-    >>> [len(labels) for labels in tag(model, vocabulary, [["the", "dog"], ["the"] * 20])]
-    [2, 20]
+    >>> short, long = tag(model, vocabulary, [["the", "dog"], ["the"] * 20])
+    >>> len(short), len(long)
+    (2, 20)
     """
     if not isinstance(model, Tagger):
         raise ValueError(f"this is a model of type {getattr(model, 'model_type', model)!r}, and tag needs a tagger")
