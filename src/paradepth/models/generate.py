@@ -16,6 +16,8 @@ from paradepth.models.causal_lm import CausalLM
 from paradepth.models.sampling import Sampling
 from paradepth.models.text_stream import Codec, TextStream
 
+_BEFORE = 8  # tokens of the prompt that the first new ones are decoded with
+
 Reason = Literal["stop", "length"]
 
 
@@ -159,7 +161,7 @@ def generate_stream(
             raise ValueError(
                 f"prompt {number + 1} has {len(tokens)} tokens, and the model's context is {context}; shorten it"
             )
-        rows.append(_Row(number, tokens, TextStream(tokenizer, stop=stops)))
+        rows.append(_Row(number, tokens, TextStream(tokenizer, stop=stops, before=tokens[-_BEFORE:])))
     sampling = Sampling(temperature, top_k, top_p, seed)
     model.new_cache(branches=branches)  # refuses branches that the model does not have
     return _stream(_Reader(model, branches, cached), rows, sampling, max_tokens, first)

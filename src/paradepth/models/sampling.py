@@ -56,10 +56,16 @@ class Sampling:
         Args:
             logits_BV: of the next token.
             rows, positions: what the draw of each row is a function of, besides the seed.
+
+        Raises:
+            ValueError: logits that are not numbers.
         """
+        if logits_BV.isnan().any():
+            raise ValueError("the model's logits are not numbers: its training diverged, or its weights are damaged")
         if self.temperature == 0:
             return logits_BV.argmax(dim=-1)
-        p_BV = (logits_BV.double() / self.temperature).softmax(dim=-1)
+        below_BV = logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)  # so that nothing overflows
+        p_BV = (below_BV / self.temperature).softmax(dim=-1)
         if self.top_k is not None or self.top_p is not None:
             p_BV = p_BV * self._likely(p_BV)
         draws = [self._draw(row, position) for row, position in zip(rows, positions, strict=True)]

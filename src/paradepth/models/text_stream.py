@@ -30,6 +30,8 @@ class TextStream:
     Args:
         codec: the tokeniser.
         stop: strings, none of them empty, that end the text; they do not belong to it.
+        before: tokens of the text that this one continues, the last few at least: some tokenisers decode the same token
+            differently at the start of a text.
 
     Attributes:
         stopped: whether a stop string came; the text is complete then.
@@ -46,11 +48,11 @@ class TextStream:
     True
     """
 
-    def __init__(self, codec: Codec, *, stop: Sequence[str] = ()) -> None:
+    def __init__(self, codec: Codec, *, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.codec = codec
         self.stop = tuple(stop)
         self.stopped = False
-        self._before: list[int] = []  # tokens of the last text: some tokenisers decode differently at the start
+        self._before = list(before)
         self._tokens: list[int] = []
         self._held = ""
 
