@@ -730,6 +730,25 @@ def test_a_run_whose_training_labels_changed_is_refused(run: Path, tmp_path: Pat
         task.batches(World(0, 1, torch.device("cpu")))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("ewt_paraformer", ["--width", "16"]),
+        ("ewt_mgrit", ["--width", "16", "--depth", "8"]),
+        ("mc_gum_published", ["--width", "16", "--depth", "4", "--context", "64"]),
+    ],
+)
+def test_recipes_train_from_the_command_line(recipe: str, options: list[str], corpus: Path, tmp_path: Path) -> None:
+    words = ["train", recipe, "--data", "conllu", "--data-dir", str(corpus), "--run-dir", str(tmp_path / "run")]
+    words += ["--budget", "2 steps", "--batch-size", "4", "--mlp", "16", "--validations", "1", *options]
+    assert main([*words, "--json"]) == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["model_type"] == "tagger"
+    assert load_words(tmp_path / "run").size == saved["model"]["vocab_size"]
+    samples = events(tmp_path / "run", "start")[0]["train_samples"]
+    assert samples == 160 if not saved["training"]["pack"] else samples < 40, "sentences that share their samples"
+
+
 def test_the_published_size_is_what_the_paper_states() -> None:
     recipe = get_recipe("mc_gum_published")
     check_options(recipe)
