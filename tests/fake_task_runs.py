@@ -70,11 +70,13 @@ def _translator(loss: list[float], rng: random.Random) -> dict[str, Any]:
         "source": "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
         "reference": "Two young, White males are outside near many bushes.",
         "translation": "Two young white men are outside near many trees.",
+        "by_prefix": ["Two men are outside.", "Two young men are outside.", "Two young men.", "Two young white men."],
     }
     return {
         "bleu": [36 - 5 * x for x in loss],
         "chrf": [58 - 5 * x for x in loss],
-        "signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
+        "signatures": {"bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1", "chrf": "nrefs:1|nc:6"},
+        "decoding": "beam search, 4 beams",
         "examples": [example, example],
     }
 

@@ -26,7 +26,14 @@ EXPECTED = {
     "sequence_classifier": ["Test F1", "Matthews correlation", "overlong and occasionally", "SST-2", "872 texts"],
     "hf_classifier": ["Test Matthews correlation", "Matthews correlation by prefix", "He left.", "CoLA"],
     "tagger": ["word accuracy", "features accuracy", "reflection", "is VERB", "sentences", "UD English EWT"],
-    "translator": ["Test BLEU", "chrF", "tok:13a", "Zwei junge", "near many trees", "pairs of sentences"],
+    "translator": [
+        "Test BLEU",
+        "Signature of chrF: nrefs:1|nc:6",
+        "tok:13a",
+        "near many trees",
+        "4 beams.",
+        "prefix 3",
+    ],
 }
 
 
@@ -144,6 +151,7 @@ def test_the_table_of_kinds_knows_every_task_and_its_options() -> None:
         ("tagger", {"words": ["a"], "labels": ["X", "Y"], "prediction": ["X"]}, "not lists of the same length"),
         ("tagger", {"words": "a", "labels": ["X"], "prediction": ["X"]}, "not lists of the same length"),
         ("translator", {"source": "a", "reference": None, "translation": "b"}, "are not all text"),
+        ("translator", {"source": "a", "reference": "", "translation": "", "by_prefix": 3}, "'by_prefix' is 3"),
         ("sequence_classifier", {"text": "a", "label": 2, "prediction": 0, "confidence": 1.0}, "class 2, allowed are"),
         ("sequence_classifier", {"text": "a", "label": 0, "prediction": "x", "confidence": "high"}, "'confidence' is"),
         ("masked_lm", ["a"], "expected an object"),
@@ -165,7 +173,10 @@ def test_examples_are_escaped(tmp_path: Path) -> None:
         ("sequence_classifier", {"text": attack, "label": attack, "prediction": attack + "2", "confidence": 0.5}),
     ):
         run = make_task_run(tmp_path / kind, kind)
-        edit(run / "evaluation.json", lambda value, shown=example: value.update(examples=[shown], signature=attack))
+        edit(
+            run / "evaluation.json",
+            lambda value, shown=example: value.update(examples=[shown], signatures={"bleu": attack}),
+        )
         page = Page(write_report([run]))
         assert page.tags["script"] == 0
         assert attack in page.text

@@ -78,7 +78,8 @@ environment = {
     "threads": int(os.environ["OMP_NUM_THREADS"]) * int(os.environ["MKL_NUM_THREADS"]),
 }
 evaluation = {"accuracy": [0.61, 0.71 + seed / 100], "loss": [1.1, 0.9], "contribution": [0.3, 0.2], "samples": 7}
-evaluation |= {"bleu": [30.0, 31.5 - seed], "signature": "tok:13a", "class_names": ["a", "b"], "words": ["a", "b"]}
+evaluation |= {"bleu": [30.0, 31.5 - seed], "signatures": {"bleu": "tok:13a"}}
+evaluation |= {"class_names": ["a", "b"], "words": ["a", "b"]}
 (run / "config.json").write_text("{}")
 (run / "environment.json").write_text(json.dumps(environment))
 (run / "evaluation.json").write_text(json.dumps(evaluation))
@@ -190,7 +191,7 @@ def test_a_study_from_nothing_to_its_report(tmp_path: Path) -> None:
         "validation_loss": [1.0, 1.0],
         "loss": [1.1, 0.9],
         "measures": {"bleu": [30.0, 30.5]},
-        "signature": "tok:13a",
+        "signatures": {"bleu": "tok:13a"},
         "contribution": [0.3, 0.2],
         "curve": [[100.0, 0.51], [200.0, 0.71]],
         "loss_curve": [[100.0, 2.0], [200.0, 1.0]],
@@ -356,6 +357,7 @@ def test_a_study_says_what_its_groups_are_compared_by(tmp_path: Path) -> None:
     assert any("b-1: test bleu 30.5 in" in line for line in runner.said)
     small, large = json.loads((runner.out / "results.json").read_text())["groups"]
     assert (small["measure"], small["curve"], large["measure"], large["curve"]) == ("bleu", "loss", "loss", "loss")
+    assert (small["note"], large["note"]) == ("Signature: tok:13a.", "")
     assert small["rows"][1]["bleu"] == [[30.0, 31.5], [30.0, 30.5]]
     assert large["rows"][0]["curves"] == [[[100.0, 2.0], [200.0, 1.0]]]
     page = (runner.out / "report.html").read_text()
@@ -561,8 +563,8 @@ def test_what_is_collected_stands_in_the_order_of_the_study(runner: _Runner) -> 
     }
     small, large = results["groups"]
     assert small["name"] == "small"
-    assert small["note"] == "Six epochs. Not matched in compute: from 200 to 300 layer evaluations. Signature: tok:13a."
-    assert large["note"] == "Signature: tok:13a. Missing cells: w-0."
+    assert small["note"] == "Six epochs. Not matched in compute: from 200 to 300 layer evaluations."
+    assert large["note"] == "Missing cells: w-0."
     assert [row["label"] for row in small["rows"]] == ["z", "y"]
     row = small["rows"][0]
     assert row["seeds"] == [1, 0]

@@ -5,7 +5,7 @@ An example is told by its keys:
     png, label, prediction, confidence[, by_prefix]     an image; classes are numbers
     text, label, prediction, confidence[, by_prefix]    a text or a pair of texts; classes are numbers or names
     words, labels, prediction                           a sentence with a tag for every word
-    source, reference, translation                      a sentence and its translation
+    source, reference, translation[, by_prefix]         a sentence and its translation
     anything else                                       shown as it is, a line for each key
 """
 
@@ -56,6 +56,8 @@ def check_examples(examples: object, names: Sequence[str], path: Path) -> None:
                 raise ValueError(f"{what}: 'words', 'labels' and 'prediction' are not lists of the same length")
         if layout == "translations" and not all(isinstance(example[key], str) for key in _PAIR):
             raise ValueError(f"{what}: 'source', 'reference' and 'translation' are not all text")
+        if layout == "translations" and not isinstance(example.get("by_prefix") or [], list):
+            raise ValueError(f"{what}: 'by_prefix' is {short(example['by_prefix'])}, expected a list of translations")
 
 
 def layout_of(example: Mapping[str, Any]) -> str:
@@ -134,7 +136,8 @@ def _tagged(example: Mapping[str, Any], names: Sequence[str], branches: int) -> 
 
 
 def _translated(example: Mapping[str, Any], names: Sequence[str], branches: int) -> dict[str, Any]:
-    return {key: example[key] for key in _PAIR}
+    by_prefix = [str(said) for said in example.get("by_prefix") or []] if branches > 1 else []
+    return {key: example[key] for key in _PAIR} | {"by_prefix": by_prefix[:-1]}
 
 
 def _fields(example: Mapping[str, Any], names: Sequence[str], branches: int) -> dict[str, Any]:

@@ -215,8 +215,10 @@ def remarks(run: Run) -> list[str]:
     """What an evaluation says in words: notes on the data, the signature of a score, results of further splits."""
     found = run.evaluation or {}
     said = [str(note) for note in found.get("notes") or []]
-    if found.get("signature"):
-        said.append(f"Signature: {found['signature']}")
+    if found.get("decoding"):
+        said.append(f"Decoding: {found['decoding']}.")
+    for key, signature in (found.get("signatures") or {}).items():
+        said.append(f"Signature of {run.measure(key).name}: {signature}")
     for name, other in found.items():
         if isinstance(other, Mapping) and is_numbers(other.get("accuracy")):
             samples = number(other, "samples")

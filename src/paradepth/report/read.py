@@ -338,6 +338,8 @@ def _check_evaluation(evaluation: Mapping[str, Any], path: Path, names: list[str
             _check_numbers(evaluation[key], f"{path}: {key!r}")
     if not isinstance(evaluation.get("notes") or [], list):
         raise ValueError(f"{path}: 'notes' is {short(evaluation['notes'])}, expected a list of sentences")
+    if not isinstance(evaluation.get("signatures") or {}, dict):
+        raise ValueError(f"{path}: 'signatures' is {short(evaluation['signatures'])}, expected an object")
     confusion = evaluation.get("confusion") or []
     check_confusion(confusion, len(names), path)
     check_examples(evaluation.get("examples") or [], names, path)

@@ -43,7 +43,7 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
         `accuracy`, `loss` (test, per prefix), `measures` (whatever else was measured of every prefix, by name),
         `contribution` (per branch), `validation_accuracy`, `validation_loss` (last, per prefix); `curve` and
         `loss_curve` ([layer_evals, validation accuracy, or loss, of the full model] …), `stages` (stage events),
-        `environment` (without paths) and, where it has one, `signature` of the measures.
+        `environment` (without paths) and `signatures` of the measures that have one.
 
     Raises:
         ValueError: the run is not finished or a file is damaged; the message names the file.
@@ -63,7 +63,6 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
         raise ValueError(f"{run / 'evaluation.json'} has no test accuracy")
     prefixes = len(evaluation["accuracy"])
     validations = by_kind["validation"]
-    signature = {"signature": evaluation["signature"]} if "signature" in evaluation else {}
     try:
         return {
             **definition(cell),
@@ -77,7 +76,7 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
             "validation_loss": validations[-1]["loss"],
             "loss": evaluation["loss"],
             "measures": {key: v for key, v in evaluation.items() if key not in _OTHER and _is_measure(v, prefixes)},
-            **signature,
+            "signatures": evaluation.get("signatures", {}),
             "contribution": evaluation["contribution"],
             "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in validations],
             "loss_curve": [[event["layer_evals"], event["loss"][-1]] for event in validations],
@@ -154,7 +153,7 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `measure`, `curve`, `rows`; a row holds
         one entry a seed), `environment`, `command` and `missing` (names of cells without a valid record). Groups and
         rows stand in the order of the study's definition. A group's note says what is missing, whether its rows differ
-        in compute, and the signature of its measures.
+        in compute, and the signature of its measure.
 
     Raises:
         ValueError: a record without the measure that its group is compared by.
@@ -180,7 +179,7 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
             _row([record for record in of_group if record["label"] == label], measure, curve)
             for label in dict.fromkeys(record["label"] for record in of_group)
         ]
-        signatures = dict.fromkeys(record["signature"] for record in of_group if "signature" in record)
+        signatures = dict.fromkeys(s for record in of_group if (s := record.get("signatures", {}).get(measure)))
         remarks = [study.notes.get(group, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
         absent = [cell.name for cell in missing if cell.group == group]
         if absent:
