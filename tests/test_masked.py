@@ -247,10 +247,6 @@ def test_padded_batches_hold_similar_lengths_in_a_new_order_each_pass() -> None:
         ({"batch_size": 3, "world_size": 2}, "multiple"),
         ({"stretch": 0}, "stretch"),
     )
-        ({"batch_size": 641}, "only 640"),
-        ({"batch_size": 3, "world_size": 2}, "multiple"),
-        ({"stretch": 0}, "st"),
-    )
     for bad, words in refused:
         with pytest.raises(ValueError, match=words):
             PaddedBatches(lengths, lambda i: i, **{"batch_size": 8, "seed": 0, **bad})

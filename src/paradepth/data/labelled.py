@@ -258,7 +258,7 @@ def _glue_rows(name: str, glue: Glue, data_dir: str | Path | None) -> dict[str, 
         del rows["test"]
     if "test" not in rows and "validation" not in rows:
         raise ValueError(
-            f"no data {name!r} to test on in {data_dir}: {glue.validation} is missing, or test with labels"
+            f"no data {name!r} to test on in {data_dir}: neither a {glue.validation} split nor a test split with labels"
         )
     return rows
 
