@@ -26,7 +26,7 @@ class Toy:
 
     @staticmethod
     def logits(row: tuple[int, ...]) -> Tensor:
-        seed = sum((token + 1) * 31**place for place, token in enumerate(row))
+        seed = sum((token + 1) * 31**place for place, token in enumerate(row)) % 2**62
         return 2 * torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
@@ -168,6 +168,14 @@ def test_the_length_penalty_chooses_between_short_and_long() -> None:
     assert best(0.0).ended
     assert best(1.0).tokens == [1, 1, 1, 1]
     assert best(1.0).score == pytest.approx(math.log(0.7))
+
+
+def test_unlikely_early_ends_do_not_crowd_out_the_likeliest_text() -> None:
+    """Ends of small probability come among the four likeliest at every step, long before the text 1, 1, … is done."""
+    decoder = Fixed(1, [0.02, 0.96, 0.01, 0.01])
+    best = beam_search(decoder, torch.zeros(1), beams=4, end=0, max_tokens=12)[0][0]
+    assert best.tokens == [1] * 12
+    assert decoder.calls == 12
 
 
 def test_sentences_that_are_done_leave_the_batch() -> None:

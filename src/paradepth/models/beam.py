@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 import torch
@@ -47,6 +48,9 @@ class Hypothesis:
     log_probability: float
     score: float
     ended: bool
+
+
+_score = attrgetter("score")
 
 
 def _log_probabilities(logits_BV: Tensor, forbidden: Sequence[int]) -> Tensor:
@@ -107,8 +111,10 @@ def beam_search(
 
     At each step the K likeliest unfinished hypotheses are continued by every token. Those of the K likeliest
     continuations that end are finished; of the others the K likeliest are carried on. A sentence is done when K of its
-    hypotheses are finished, or at `max_tokens`, where what is unfinished counts as it is. With one beam that is greedy
-    decoding; with as many as there are hypotheses it is exhaustive search.
+    hypotheses are finished and no unfinished one has, so far, a better score than the worst of those; or at
+    `max_tokens`, where what is unfinished counts as it is. (To be done as soon as K are finished would let unlikely
+    early ends crowd out the likeliest text.) With one beam that is greedy decoding; with as many as there are
+    hypotheses it is exhaustive search.
 
     Args:
         decoder: at the beginning of N targets.
@@ -154,7 +160,10 @@ def beam_search(
                     carried.append((beam, token, total))
                 elif rank < K:
                     finished[i].append(hypothesis(written[n][beam], total, ended=True))
-            if len(finished[i]) >= K or not carried:
+            finished[i] = sorted(finished[i], key=_score, reverse=True)[:K]
+            if not carried:
+                continue
+            if len(finished[i]) == K and carried[0][2] / step**length_penalty <= finished[i][-1].score:
                 continue
             own = [[*written[n][beam], token] for beam, token, _ in carried]
             if step == max_tokens:
@@ -172,4 +181,4 @@ def beam_search(
         decoder.reorder(torch.tensor(rows, device=device))
         last_B = torch.tensor(chosen, device=device)
         sums_NK = torch.tensor(sums, dtype=torch.float64, device=device)
-    return [sorted(found, key=lambda h: h.score, reverse=True)[:K] for found in finished]
+    return [sorted(found, key=_score, reverse=True)[:K] for found in finished]
