@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+import paradepth
+from paradepth.recipes import get_recipe
 from paradepth.studies import get_study
 from paradepth.studies.record import collect, read_record, read_run
 from paradepth.studies.runner import Cell, Study, run_study
 from paradepth.studies.study import train_command
+from paradepth.train.config import check_options
 
 # A training command in small: `fake.py train|resume RUN BEHAVIOUR SEED`. Like the real one it saves on SIGTERM.
 FAKE = r"""
@@ -372,6 +375,19 @@ def test_a_measure_that_was_not_made_is_named(runner: _Runner) -> None:
     runner(_study(_cell("a")))
     with pytest.raises(ValueError, match="the record of a has no 'chrf'"):
         collect(_study(_cell("a"), headline={"small": "chrf"}), runner.out)
+
+
+@pytest.mark.parametrize("name", ["schedules", "stagewise"])
+def test_every_cell_can_still_be_trained_whatever_its_recipe_has_become(name: str) -> None:
+    for options in {json.dumps([cell.recipe, dict(cell.options)]) for cell in get_study(name).cells}:
+        recipe, chosen = json.loads(options)
+        config = get_recipe(recipe).replace(**chosen)
+        check_options(config)
+        m = config.model_options
+        given = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name != "model"}
+        given = {option: value for option, value in given.items() if value is not None}
+        model = paradepth.create_model(m.model, image_size=28, channels=1, **given)
+        assert model.config.layers in (2, 8)
 
 
 @pytest.mark.parametrize("name", ["schedules", "stagewise"])

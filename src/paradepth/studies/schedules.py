@@ -18,13 +18,16 @@ NOTES = {
     "small": "200,000 layer evaluations: 0.46 epochs of a stack of depth 8 on 54,000 images.",
     "large": "800,000 layer evaluations: 1.85 epochs of a stack of depth 8.",
 }
-COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {  # whatever a recipe may come to choose otherwise
     "patch_size": 7,
+    "embedding": "linear",
     "flip": True,
     "crop_padding": 0,
     "batch_size": 128,
+    "optimiser": "adamw",
     "learning_rate": 2e-3,
     "weight_decay": 0.05,
+    "label_smoothing": 0.0,
     "ema": 0.0,
     "validations": 5,
 }
