@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_a_beam_as_wide_as_there_are_hypotheses_searches_them_all(
 def test_greedy_is_an_argmax_loop_and_what_one_beam_finds(
     many: list[int], longest: int, forbidden: tuple[int, ...]
 ) -> None:
-    options = {"end": END, "max_tokens": longest, "forbidden": forbidden}
+    options: dict[str, Any] = {"end": END, "max_tokens": longest, "forbidden": forbidden}
     greedy = greedy_search(Toy(many), starts(many), **options)
     beam = beam_search(Toy(many), starts(many), beams=1, **options)
     for number, mine, other in zip(many, greedy, beam, strict=True):
@@ -119,7 +120,7 @@ def test_greedy_is_an_argmax_loop_and_what_one_beam_finds(
 
 @given(sentences, st.integers(1, 4), st.integers(1, 8))
 def test_a_sentence_is_translated_alike_alone_and_among_others(many: list[int], beams: int, longest: int) -> None:
-    options = {"end": END, "max_tokens": longest}
+    options: dict[str, Any] = {"end": END, "max_tokens": longest}
     together = beam_search(Toy(many), starts(many), beams=beams, **options)
     alone = [beam_search(Toy([number]), starts([number]), beams=beams, **options)[0] for number in many]
     assert [[h.tokens for h in found] for found in together] == [[h.tokens for h in found] for found in alone]

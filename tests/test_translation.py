@@ -36,7 +36,10 @@ from runs import events
 from test_pairs import NUMBERS as WORDS
 from test_pairs import write_jsonl
 
-NUMBERS = [tuple(map(" ".join, zip(*four, strict=True))) for four in itertools.permutations(WORDS, 4)][::10]
+NUMBERS = [
+    (" ".join(de for de, _ in four), " ".join(en for _, en in four))
+    for four in list(itertools.permutations(WORDS, 4))[::10]
+]
 V, PAD, START, END = 29, 0, 1, 2
 kinds = st.sampled_from(["stack", "residual", "sum"])
 
@@ -219,15 +222,18 @@ def test_inputs_that_the_model_does_not_take_are_refused(inputs: Any, message: s
         model()(inputs)
 
 
-def test_shapes_out_of_range_are_refused() -> None:
-    for options, message in (
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
         ({"pad": 99, "vocab_size": 50}, "pad is 99; it must be a token, between 0 and 49"),
         ({"depth": 0}, "depth is 0"),
         ({"buffers": (3, 1), "depth": 2}, "leave some of the 4 layers"),
         ({"context": 0}, "context is 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Translator(TranslatorConfig(**options))
+    ],
+)
+def test_shapes_out_of_range_are_refused(shape: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Translator(TranslatorConfig(**shape))
 
 
 # ---- the joined chain in parallel ----------------------------------------------------------------------------------
@@ -246,14 +252,14 @@ def gradients(built: Translator, executor: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("coarse", ["sample", "branch", "half"])
-@pytest.mark.parametrize(("coarsening", "levels"), [(2, 2), (3, 2), (4, 2), (6, 2), (2, 3), (3, 3)])
+@pytest.mark.parametrize(("coarsening", "levels"), [(2, 2), (3, 2), (4, 2), (2, 3), (3, 3)])
 def test_converged_multigrid_over_the_joined_chain_is_serial(coarsening: int, levels: int, coarse: str) -> None:
-    """Seven source and seven target layers, of which two are buffers: for each c but 3 an interval has both kinds."""
-    built = model(depth=7, dropout=0.2, attention_dropout=0.1, buffers=(1, 1) if coarsening % 2 else (0, 0))
+    """Five source and five target layers, with a buffer at each end for c = 4: an interval has both kinds."""
+    built = model(depth=5, dropout=0.2, attention_dropout=0.1, buffers=(2, 1) if coarsening == 4 else (0, 0))
     serial = gradients(built, Serial())
     options: dict[str, Any] = {"coarsening": coarsening, "levels": levels, "coarse": coarse}
     for more in ({"relaxation": "F", "recompute": True}, {"relaxation": "FCF", "recompute": False}):
-        enough = gradients(built, MGRIT(**options, **more, forward_iterations=14, backward_iterations=14))
+        enough = gradients(built, MGRIT(**options, **more, forward_iterations=10, backward_iterations=10))
         for name, value in serial.items():
             close(enough[name], value)
     none = gradients(built, MGRIT(**options, forward_iterations=0, backward_iterations=0))
@@ -315,7 +321,7 @@ def test_a_translation_depends_on_its_source_alone(kind: str, beams: int, seed: 
             logits = built((torch.tensor([source]), torch.tensor([text[:-1]])), branches=k)[0]
             logits[:, [PAD, START]] = -torch.inf
             total = logits.log_softmax(-1)[range(len(text) - 1), text[1:]].sum()
-            assert h.log_probability == pytest.approx(float(total), abs=1e-9)
+            assert h.log_probability == pytest.approx(total.item(), abs=1e-9)
             if beams == 1:
                 assert logits.argmax(-1).tolist() == text[1:]
 

@@ -45,8 +45,8 @@ class PairSplit:
     def chosen(self, keep_N: Tensor) -> PairSplit:
         """The pairs for which `keep_N` is true."""
         numbers = keep_N.nonzero().flatten().tolist()
-        sides = [Ragged.of([side[i].tolist() for i in numbers]) for side in (self.sources, self.targets)]
-        return PairSplit(*sides, [self.texts[i] for i in numbers])
+        sources, targets = (Ragged.of([side[i].tolist() for i in numbers]) for side in (self.sources, self.targets))
+        return PairSplit(sources, targets, [self.texts[i] for i in numbers])
 
     def to(self, device: torch.device | str) -> PairSplit:
         """The same pairs with their tokens on another device."""
@@ -162,7 +162,8 @@ def load_pairs(
             texts["train"], texts[split] = _held_out(texts["train"], fraction, split, draw, str(splits["train"][0]))
     corpus = (sentence for pair in texts["train"] for sentence in pair)
     chosen = choose_tokenizer(tokenizer or "bpe", vocab_size=vocab_size, texts=corpus, special=True, assets=assets)
-    return PairData(name, languages, chosen, **{s: _tokens(texts[s], chosen) for s in _SPLITS}, blank=blank)
+    train, validation, test = (_tokens(texts[split], chosen) for split in _SPLITS)
+    return PairData(name, languages, chosen, train, validation, test, blank=blank)
 
 
 def _tokens(texts: Texts, tokenizer: Tokenizer) -> PairSplit:

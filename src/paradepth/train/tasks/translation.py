@@ -106,7 +106,8 @@ class TranslationTask(Task):
 
     def outputs(self, model: Translator, split: str) -> dict[str, Any]:
         """sacreBLEU and chrF by prefix, of beam search, with their signatures, and the first translations."""
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU  # an extra
+        from sacrebleu.metrics.chrf import CHRF
 
         was_training = model.training
         model.eval()
