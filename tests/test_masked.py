@@ -170,10 +170,8 @@ def test_masking_of_a_text_depends_on_its_number_alone(lengths: list[int], first
 
 def test_masking_changes_with_seed_step_and_number() -> None:
     source = torch.randint(4, 1000, (1, 60))
-    seen = {
-        tuple(masked(source, **options)[1][0].tolist())
-        for options in ({}, {"seed": 1}, {"numbers": (8,)}, {"first": 1}, {"purpose": "other"})
-    }
+    different: tuple[dict[str, Any], ...] = ({}, {"seed": 1}, {"numbers": (8,)}, {"first": 1}, {"purpose": "other"})
+    seen = {tuple(masked(source, **options)[1][0].tolist()) for options in different}
     assert len(seen) == 5
     assert torch.equal(masked(source)[1], masked(source)[1])
 
@@ -242,7 +240,7 @@ def test_padded_batches_hold_similar_lengths_in_a_new_order_each_pass() -> None:
     means = torch.stack([s.double().mean() for s in sums])
     assert torch.corrcoef(torch.stack([means, torch.arange(len(means)).double()]))[0, 1].abs() < 0.5
     assert batches.indices(0, 0).tolist() != batches.indices(1, 0).tolist()
-    refused = (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"batch_size": 641}, "only 640"),
         ({"batch_size": 3, "world_size": 2}, "multiple"),
         ({"stretch": 0}, "stretch"),

@@ -129,11 +129,11 @@ def load_labelled(
     Args:
         name: a task of GLUE, or "labelled" for a table of one's own.
         context: tokens of a sample at most.
-        data_dir: where `data_dir`/NAME/train.jsonl (or .csv, .tsv, .parquet) or `data_dir`/train.jsonl lies, with
-            validation and test beside it; None fetches GLUE from the Hub. For "labelled" also one file, of which
-            `validation_fraction` is the validation split and as much the test split. GLUE keeps most test labels secret
-            (they are −1 there): then its validation split is the test split, and the validation split is held out of
-            training, as it is wherever there is none.
+        data_dir: where `data_dir`/NAME/train.jsonl (or .csv, .tsv, .parquet) lies, with validation and test beside it;
+            `data_dir`/glue/NAME or `data_dir` itself will do, too. None fetches GLUE from the Hub. For "labelled" also
+            one file, of which `validation_fraction` is the validation split and as much the test split. GLUE keeps most
+            test labels secret (they are −1 there): then its validation split is the test split, and the validation
+            split is held out of training, as it is wherever there is none.
         columns: for "labelled": the text column, or both, and the label column; ("text", "label") by default.
         validation_fraction: share held out, the same of every class.
         tokenizer: "bpe" (learned from the training texts), "bytes", a tokenizer.json, a folder with one, or "hub:NAME".
@@ -244,7 +244,8 @@ def _glue_rows(name: str, glue: Glue, data_dir: str | Path | None) -> dict[str, 
                 rows[split] = hub_rows(HUB, name, there, columns, hint=hint)
     else:
         place = Path(data_dir).expanduser()
-        folder = next((f for f in (place / name, place) if f.is_dir() and find_table(f, "train")), None)
+        places = (place / name, place / "glue" / name, place)
+        folder = next((f for f in places if f.is_dir() and find_table(f, "train")), None)
         if folder is None:
             raise ValueError(
                 f"no data {name!r} in {place}: expected {place / name / 'train.jsonl'} (or .parquet, .csv, .tsv) and "

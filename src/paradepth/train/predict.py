@@ -10,7 +10,7 @@ import torch
 
 from paradepth.data.labelled import encoded
 from paradepth.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from paradepth.models import HFClassifier, SequenceClassifier
+from paradepth.models import HFClassifier, TrunkModel
 
 _TOGETHER = 64  # texts
 
@@ -29,7 +29,7 @@ def text_tokenizer(folder: str | Path, model: Any) -> Tokenizer:
 
 @torch.no_grad()
 def predict_texts(
-    model: SequenceClassifier | HFClassifier,
+    model: TrunkModel,
     tokenizer: Tokenizer,
     texts: Sequence[tuple[str, ...]],
     *,
@@ -39,7 +39,7 @@ def predict_texts(
     """Classifies texts or pairs of texts; one that is longer than the model's context is cut, with a warning.
 
     Args:
-        model: in evaluation mode.
+        model: a `SequenceClassifier` or an `HFClassifier`, in evaluation mode.
         tokenizer: the one that it was trained with.
         texts: text or texts of each sample.
         branches: use the first branches only.
