@@ -33,6 +33,11 @@ def show(result: dict[str, Any]) -> None:
                 best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
                 said = item.get("image", item.get("text"))
                 console.print(f"{' | '.join(said) if isinstance(said, list) else said}: {best}", markup=False)
+        elif key == "examples":
+            for item in value:
+                console.print("\n" + "\n".join(f"{name}: {text}" for name, text in item.items()), markup=False)
+        elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
+            console.print(f"{key} by prefix: " + "  ".join(f"{v:.4g}" for v in value), markup=False)
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             console.print("\n".join(value), markup=False)
         else:

@@ -11,6 +11,7 @@ torch.Size([64, 1, 8, 8])
 from paradepth.data.augment import Augment
 from paradepth.data.batches import Batches
 from paradepth.data.images import ImageData, ImageSplit, load_images, read_image
+from paradepth.data.pairs import PAIR_NAMES, PairData, PairSplit, load_pairs
 from paradepth.data.sources import DATA_NAMES
 from paradepth.data.text import TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches
@@ -20,6 +21,7 @@ from paradepth.data.words import WordVocabulary, load_words, split_words
 
 __all__ = [
     "DATA_NAMES",
+    "PAIR_NAMES",
     "TAGGED_NAMES",
     "TEXT_NAMES",
     "Augment",
@@ -28,12 +30,15 @@ __all__ = [
     "ByteTokenizer",
     "ImageData",
     "ImageSplit",
+    "PairData",
+    "PairSplit",
     "TextBatches",
     "TextData",
     "Tokenizer",
     "Treebank",
     "WordVocabulary",
     "load_images",
+    "load_pairs",
     "load_tagged",
     "load_text",
     "load_tokenizer",
