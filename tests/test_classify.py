@@ -356,6 +356,8 @@ def test_a_run_learns_and_tells_its_scores(tmp_path: Path, capsys: pytest.Captur
     ):
         assert main(["predict", str(run), *arguments]) == 2
         assert words in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--split", "mismatched"]) == 2
+    assert "no split 'mismatched'; it has train, validation, test" in capsys.readouterr().err
     assert main(["report", str(run), "--json"]) == 0
 
 
@@ -387,6 +389,8 @@ def test_mnli_has_a_mismatched_test(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert evaluation["mismatched"]["samples"] == 12
     assert len(evaluation["mismatched"]["accuracy"]) == 2
     assert isinstance(evaluation["examples"][0]["text"], list)
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "mismatched", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == evaluation["mismatched"]["accuracy"]
     assert main(["predict", str(tmp_path / "run"), "p 1", "h", "--pairs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predictions"][0]["text"] == ["p 1", "h"]
 

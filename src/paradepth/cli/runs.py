@@ -23,8 +23,8 @@ class _Evaluate:
     """Run directory."""
     branches: int | None = None
     """Use the first K branches only."""
-    split: Literal["test", "validation"] = "test"
-    """Which split."""
+    split: Literal["test", "validation", "mismatched"] = "test"
+    """Which split; mismatched is the second test split of MNLI."""
     data_dir: Path | None = None
     """Where the data lies now, if it moved since training."""
     device: str = "auto"

@@ -74,9 +74,9 @@ class LabelledSplit:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def batch(self, indices_B: Tensor, *, pad: int) -> tuple[Tensor, Tensor]:
-        """Padded tokens (B, T) and labels (B,) of the chosen samples."""
-        return self.tokens.padded(indices_B, pad=pad), self.labels_N[indices_B]
+    def batch(self, indices_B: Tensor, *, pad: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T), padded to the longest or to `length`, and labels (B,) of the chosen samples."""
+        return self.tokens.padded(indices_B, pad=pad, length=length), self.labels_N[indices_B]
 
     def to(self, device: torch.device | str) -> LabelledSplit:
         """The same samples on another device."""

@@ -24,6 +24,8 @@ class Ragged:
     >>> texts = Ragged.of([[5, 6, 7], [8]])
     >>> texts.padded(torch.tensor([1, 0]), pad=0).tolist(), len(texts), texts[0].tolist()
     ([[8, 0, 0], [5, 6, 7]], 2, [5, 6, 7])
+    >>> texts.padded(torch.tensor([1]), pad=0, length=4).tolist()
+    [[8, 0, 0, 0]]
     """
 
     def __init__(self, flat: Tensor, lengths_N: Tensor) -> None:
@@ -49,10 +51,11 @@ class Ragged:
         start = int(self._starts_N[index])
         return self.flat[start : start + int(self.lengths_N[index])]
 
-    def padded(self, indices_B: Tensor, *, pad: int) -> Tensor:
-        """The chosen sequences as int64 (B, T), T the length of the longest, filled up at their ends with `pad`."""
+    def padded(self, indices_B: Tensor, *, pad: int, length: int | None = None) -> Tensor:
+        """The chosen sequences as int64 (B, T), filled up at their ends with `pad`; T is the length of the longest, or
+        `length`, behind which nothing is kept."""
         lengths_B = self.lengths_N[indices_B]
-        T = int(lengths_B.max()) if len(lengths_B) else 0
+        T = length if length is not None else int(lengths_B.max()) if len(lengths_B) else 0
         place_T = torch.arange(T, device=self.flat.device)
         inside_BT = place_T < lengths_B[:, None]
         at_BT = (self._starts_N[indices_B, None] + place_T).clamp(max=max(len(self.flat) - 1, 0))

@@ -19,7 +19,7 @@ from paradepth.train.tasks import load_data
 def evaluate_run(
     run_dir: str | Path,
     *,
-    split: Literal["test", "validation"] = "test",
+    split: Literal["test", "validation", "mismatched"] = "test",
     branches: int | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
@@ -28,13 +28,13 @@ def evaluate_run(
 
     Args:
         run_dir: the run.
-        split: "test" or "validation".
+        split: "test" or "validation"; "mismatched" is the second test split of MNLI.
         branches: use the first branches only; the list of accuracies then ends with that prefix.
         data_dir: where the data lies now; None takes the place that was used in training.
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        ValueError: not a finished run, more branches than it has, or no data.
+        ValueError: not a finished run, a split that the data do not have, more branches than it has, or no data.
     """
     config = read_run_config(run_dir)
     model: TrunkModel = from_pretrained(run_dir)
@@ -44,6 +44,8 @@ def evaluate_run(
         config = config.replace(data_dir=data_dir)
     with join_world(device) as world:
         task = load_data(config, assets=Path(run_dir)).to(world.device)
+        if split not in task.splits:
+            raise ValueError(f"data {task.data.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
         result = evaluate(model.to(world.device), task, split, world=world)
         outputs = task.outputs(model, split)
     return {

@@ -139,9 +139,14 @@ class Task(ABC):
 
     # ---- training ------------------------------------------------------------------------------------------
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return ("train", "validation", "test")
+
     @abstractmethod
     def count(self, split: str) -> int:
-        """Samples of "train", "validation" or "test"."""
+        """Samples of a split."""
 
     @abstractmethod
     def batches(self, world: World) -> TrainingBatches:

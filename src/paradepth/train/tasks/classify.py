@@ -47,6 +47,8 @@ class ClassifyTask(Task):
         super().__init__(config, data)
         self.tally_size = len(data.class_names) ** 2
         self.unit = "pairs of texts" if data.pairs else "texts"
+        # A compiled step is compiled anew for every length.
+        self._length = self.shape.context if config.run_options.compile else None
 
     @classmethod
     def load(cls, config: Config, *, assets: Path | None = None) -> Self:
@@ -67,14 +69,12 @@ class ClassifyTask(Task):
         }
 
     def split(self, name: str) -> LabelledSplit:
-        """The samples of a split.
-
-        Raises:
-            ValueError: the data have no split of that name.
-        """
-        if name not in self.data.splits:
-            raise ValueError(f"data {self.data.name!r} has no split {name!r}; it has {', '.join(self.data.splits)}")
+        """The samples of a split."""
         return self.data.splits[name]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.data.splits)
 
     def count(self, split: str) -> int:
         return len(self.split(split))
@@ -87,7 +87,7 @@ class ClassifyTask(Task):
         train = self.split("train")
         return PaddedBatches(
             train.tokens.lengths_N,
-            lambda indices_B: train.batch(indices_B, pad=self._pad),
+            lambda indices_B: train.batch(indices_B, pad=self._pad, length=self._length),
             batch_size=self.config.optimiser_options.batch_size,
             seed=self.config.run_options.seed,
             rank=world.rank,
