@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -400,9 +401,23 @@ def test_standard_input_is_a_prompt_in_a_process_of_its_own(run: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     expected = generate(paradepth.from_pretrained(run), load_tokenizer(run), "12 grüne", max_tokens=5, temperature=0)
     assert done.stdout.decode() == f"12 grüne{expected[0].text}\n"
-    broken = subprocess.run(command, input="grün".encode("latin-1"), capture_output=True, timeout=200)
-    assert broken.returncode == 2
-    assert "refused: standard input is not UTF-8 at byte 2" in broken.stderr.decode()
+
+
+def test_standard_input_that_is_no_text_or_not_there_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdin, said in (
+        (io.TextIOWrapper(io.BytesIO("grün".encode("latin-1"))), "standard input is not UTF-8 at byte 2"),
+        (io.TextIOWrapper(io.BytesIO(b"\n")), "prompt 1 is empty"),
+        (Terminal(), "there is no prompt: pass --prompt TEXT"),
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["generate", str(run)]) == 2
+        assert f"refused: {said}" in capsys.readouterr().err
 
 
 def test_the_command_refuses_in_words(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
