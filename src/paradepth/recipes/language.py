@@ -62,7 +62,7 @@ def shakespeare_branch_sums() -> Config:
 def shakespeare_char() -> Config:
     """Tiny Shakespeare by the byte, trained to the end: a GPT of 6 layers of width 256, with dropout, by Muon.
 
-    Expected: <filled after the run>
+    The budget is 10.6 passes over the text. Expected time and loss: not measured yet.
     """
     return Config().replace(
         model="gpt_nano",
@@ -87,7 +87,9 @@ def shakespeare_char() -> Config:
 def shakespeare_paraformer() -> Config:
     """Tiny Shakespeare by the byte: 4 branches of 2 layers of width 128, all prefixes trained in one pass.
 
-    Expected: <filled after the run>
+    Expected: loss 1.997, 1.948, 1.923 and 1.917 on the test text with 1, 2, 3 and 4 branches, that is 2.88 to 2.77 bits
+    per byte and 41.2 % to 43.4 % of the bytes predicted right (validation, 4 branches: 1.854), after about 24 minutes on
+    a CPU core that three other runs shared.
     """
     return Config().replace(
         model="gpt_nano",
