@@ -87,7 +87,8 @@ class WordStem(nn.Module):
                 )
         e_BTD = self.norm(self.embed(words_BTF).sum(dim=2))
         if self.before is not None and self.after is not None:
-            e_BTD = e_BTD * (words_BTF[..., :1] != PADDING)  # a last word has zeros behind it, whether padding follows or not
+            # A last word has zeros behind it, whether padding follows or not.
+            e_BTD = e_BTD * (words_BTF[..., :1] != PADDING)
             nothing_B1D = torch.zeros_like(e_BTD[:, :1])
             before_BTD = torch.cat([nothing_B1D, e_BTD[:, :-1]], dim=1)
             after_BTD = torch.cat([e_BTD[:, 1:], nothing_B1D], dim=1)
