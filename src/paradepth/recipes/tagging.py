@@ -39,8 +39,8 @@ def ewt_paraformer() -> Config:
 def ewt_mgrit() -> Config:
     """UD English EWT, parts of speech: 12 layers of width 64, the middle 8 solved by MGRIT, two levels, c = 2.
 
-    Expected: 93.95 % of the test split's words right (validation 93.59 %), loss 0.2035, after one epoch, about 4 minutes
-    on one CPU core. `--executor serial` gives 93.91 % (93.58 %), loss 0.2035.
+    Expected: 93.95 % of the test split's words right (validation 93.59 %), loss 0.2035, after one epoch, about 4
+    minutes on one CPU core. `--executor serial` gives 93.91 % (93.58 %), loss 0.2035.
     """
     return ewt_tagger().replace(
         model="tagger_deep",
