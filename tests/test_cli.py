@@ -145,7 +145,9 @@ def test_more_bad_input_about_a_run(run: Path, tmp_path: Path, capsys: pytest.Ca
 def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     commands = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert commands == ["train", "resume", "evaluate", "predict", "generate", "report", "list", "study"]
+    assert commands == [
+        *("train", "finetune", "resume", "predict", "generate", "translate", "evaluate", "report", "list", "study")
+    ]
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])

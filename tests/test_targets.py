@@ -8,16 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import run_together
-from runs import events
 from torch.nn import functional as F
 
 import paradepth
+from paradepth.models import CausalLM
 from paradepth.train.schedules import Objective
 from paradepth.train.step import IGNORED, TrainStep, split
+from processes import run_together
+from runs import events
 
 
-def tiny(branches: int = 2) -> paradepth.models.CausalLM:
+def tiny(branches: int = 2) -> CausalLM:
     torch.manual_seed(0)
     options = {"vocab_size": 11, "context": 6, "width": 8, "heads": 2, "mlp": 16, "branches": branches, "depth": 1}
     return paradepth.create_model("gpt_nano", **options).double()

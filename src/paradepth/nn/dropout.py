@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 
 def _mix_(h: Tensor) -> Tensor:
-    # In place, since fresh memory for every operation takes more time than the arithmetic. Shifts of signed integers copy
-    # the sign, so each is masked to act as an unsigned shift.
+    # In place, since fresh memory for every operation takes more time than the arithmetic. Shifts of signed integers
+    # copy the sign, so each is masked to act as an unsigned shift.
     for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -0x7B935975)):  # the second is 0x846ca68b
         h ^= (h >> shift).bitwise_and_(mask)
         h *= factor

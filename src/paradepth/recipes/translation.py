@@ -8,7 +8,9 @@ from paradepth.train import Config
 def multi30k_transformer() -> Config:
     """Multi30k from German to English: 3 + 3 layers of width 128 and a BPE of 4,000 tokens for both languages.
 
-    Expected: see `docs/tasks/translation.md`.
+    Expected: BLEU 38.5 and chrF 57.9 on the 2016 test split with 4 beams (37.1 and 56.9 greedily), loss 1.718, 66.4 %
+    of the next tokens right, after 52 minutes on one of two CPU cores with bf16 units that other runs kept busy; about
+    20 minutes on a free one.
     """
     return Config().replace(
         model="translator_mini",
@@ -29,8 +31,8 @@ def multi30k_transformer() -> Config:
 def multi30k_paraformer() -> Config:
     """`multi30k_transformer` as a ParaFormer: 3 branches of 1 + 1 layers, each with an encoder of its own, stagewise.
 
-    As many parameters and, for each epoch of the whole model, as many layer evaluations as the serial one. Quality is
-    not measured yet.
+    Layers as in the serial one, 1.9 million parameters, and 100 % of its layer evaluations in every epoch of the whole
+    model. BLEU is not measured yet; about 20 minutes on a free CPU core with bf16 units.
     """
     return multi30k_transformer().replace(branches=3, depth=1, schedule="stagewise")
 
@@ -38,8 +40,9 @@ def multi30k_paraformer() -> Config:
 def multi30k_mgrit() -> Config:
     """Multi30k with the published depth, 6 + 6 layers, as one chain that MGRIT solves in intervals of 3 layers.
 
-    Two iterations forward and one backward, as published; the width is that of `multi30k_transformer`. Quality is not
-    measured yet.
+    Two iterations forward and one backward, as published; the width is that of `multi30k_transformer`. Neither BLEU nor
+    time is measured yet: some hours on one CPU core, where nothing runs in parallel and an update costs about 300 % of
+    a serial one's evaluations.
     """
     return multi30k_transformer().replace(
         depth=6,
@@ -56,8 +59,8 @@ def multi30k_mgrit() -> Config:
 def opus_published() -> Config:
     """Translation at the published size, for a GPU cluster: 6 + 6 layers of width 512 on OPUS German-English, by MGRIT.
 
-    1.4·10^17 FLOP for these 160,000 steps, counted as serial ones; not measured. The corpus has to lie in `--data-dir`
-    as train.de and train.en. Source: Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3
+    1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: some hours on a GPU that reaches 10 % of 10^15 FLOP
+    a second. Not measured. The corpus has to lie in `--data-dir` as train.de and train.en. Source: Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3
     layers, two iterations forward and one backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with
     inverse-square-root decay, 8,000 steps of warm-up, label smoothing 0.1. What it does not state (steps, vocabulary,
     dropout) is chosen here.

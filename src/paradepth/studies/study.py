@@ -51,8 +51,8 @@ class Cell:
                 f"cell name {self.name!r} is not allowed: letters, digits, '.', '_', '+' and '-', the first a letter "
                 "or digit, and no .log or .json at the end"
             )
-        for option in ("init", "task") if self.after is not None else ():
-            if option in self.options:
+        if self.after is not None:
+            for option in {"init", "task"} & set(self.options):
                 raise ValueError(
                     f"cell {self.name}: it starts from {self.after.name}, and its recipe is the task; "
                     f"{option!r} is not an option of its own"

@@ -359,7 +359,7 @@ class Config:
         groups = {}
         for name, group in self.groups().items():
             own = {f.name for f in dataclasses.fields(group)} & set(left)
-            values = {key: left.pop(key) for key in own}
+            values: dict[str, Any] = {key: left.pop(key) for key in own}
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
             for place in ("data_dir", "init"):
                 if values.get(place) is not None:
