@@ -62,7 +62,8 @@ def shakespeare_branch_sums() -> Config:
 def shakespeare_char() -> Config:
     """Tiny Shakespeare by the byte, trained to the end: a GPT of 6 layers of width 256, with dropout, by Muon.
 
-    The budget is 10.6 passes over the text. Expected time and loss: not measured yet.
+    The budget is 10.6 passes over the text. Not measured to the end yet: 34.8 % of the validation text's bytes are
+    predicted right, loss 2.226, after 200 of the 2600 steps, whose speed makes some 70 minutes on one CPU core.
     """
     return Config().replace(
         model="gpt_nano",
@@ -152,7 +153,8 @@ def shakespeare_gpt2() -> Config:
     """`gpt2_openwebtext` at a size that trains here: 2 + 16 + 2 layers of width 128 on tiny Shakespeare, BPE of 1024
     tokens.
 
-    Loss and time are not measured yet.
+    Not measured to the end yet: 12.5 % of the validation text's tokens are predicted right, loss 5.485, after 100 of the
+    600 steps, whose speed makes some 8 minutes on one CPU core.
     """
     return gpt2_openwebtext().replace(
         width=128,
