@@ -153,8 +153,8 @@ def shakespeare_gpt2() -> Config:
     """`gpt2_openwebtext` at a size that trains here: 2 + 16 + 2 layers of width 128 on tiny Shakespeare, BPE of 1024
     tokens.
 
-    Not measured to the end yet: 12.5 % of the validation text's tokens are predicted right, loss 5.485, after 100 of the
-    600 steps, whose speed makes some 8 minutes on one CPU core.
+    Not measured to the end yet: 12.5 % of the validation text's tokens are predicted right, loss 5.485, after 100 of
+    the 600 steps, whose speed makes some 8 minutes on one CPU core.
     """
     return gpt2_openwebtext().replace(
         width=128,
