@@ -55,8 +55,8 @@ def predict_texts(
     >>> from paradepth.data.tokenizer import ByteTokenizer
     >>> model = create_model("text_classifier_nano", context=32, num_classes=3).eval()
     >>> found = predict_texts(model, ByteTokenizer(special=True), [("fine",), ("not so fine",)], top=2)
-    >>> [len(sample["classes"]) for sample in found]
-    [2, 2]
+    >>> {len(sample["classes"]) for sample in found}
+    {2}
     """
     c = model.config
     if not texts:
