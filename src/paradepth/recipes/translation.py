@@ -31,8 +31,8 @@ def multi30k_transformer() -> Config:
 def multi30k_paraformer() -> Config:
     """`multi30k_transformer` as a ParaFormer: 3 branches of 1 + 1 layers, each with an encoder of its own, stagewise.
 
-    Layers as in the serial one, 1.9 million parameters, and 100 % of its layer evaluations in every epoch of the whole
-    model. BLEU is not measured yet; about 20 minutes on a free CPU core with bf16 units.
+    As many layers and parameters as the serial one, and 100 % of its layer evaluations in an epoch of all branches.
+    BLEU is not measured yet; it should take about as many minutes as the serial one.
     """
     return multi30k_transformer().replace(branches=3, depth=1, schedule="stagewise")
 
@@ -40,9 +40,9 @@ def multi30k_paraformer() -> Config:
 def multi30k_mgrit() -> Config:
     """Multi30k with the published depth, 6 + 6 layers, as one chain that MGRIT solves in intervals of 3 layers.
 
-    Two iterations forward and one backward, as published; the width is that of `multi30k_transformer`. Neither BLEU nor
-    time is measured yet: some hours on one CPU core, where nothing runs in parallel and an update costs about 300 % of
-    a serial one's evaluations.
+    Two iterations forward and one backward, as published; the width is that of `multi30k_transformer`. An update
+    evaluates 26 layers forward and 27 backward where a serial one has 12 and 12, which took 340 % of its time on one CPU
+    core, where nothing runs in parallel: some 5 hours for the whole run there. BLEU is not measured yet.
     """
     return multi30k_transformer().replace(
         depth=6,
@@ -59,12 +59,11 @@ def multi30k_mgrit() -> Config:
 def opus_published() -> Config:
     """Translation at the published size, for a GPU cluster: 6 + 6 layers of width 512 on OPUS German-English, by MGRIT.
 
-    1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: some hours on a GPU that reaches 10 % of 10^15 FLOP
-    a second. Not measured. The corpus has to lie in `--data-dir` as train.de and train.en. Source:
-    Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3
-    layers, two iterations forward and one backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with
-    inverse-square-root decay, 8,000 steps of warm-up, label smoothing 0.1. What it does not state (steps, vocabulary,
-    dropout) is chosen here.
+    Not measured. 1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: about 25 minutes at 10^14 FLOP a second,
+    10 % of what a data-centre GPU can do. The corpus has to lie in `--data-dir` as train.de and train.en. Source:
+    Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3 layers, two iterations forward and one
+    backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with inverse-square-root decay, 8,000 steps of
+    warm-up, label smoothing 0.1. What it does not state (steps, vocabulary, dropout) is chosen here.
     """
     return Config().replace(
         model="translator_base",
