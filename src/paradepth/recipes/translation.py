@@ -41,8 +41,8 @@ def multi30k_mgrit() -> Config:
     """Multi30k with the published depth, 6 + 6 layers, as one chain that MGRIT solves in intervals of 3 layers.
 
     Two iterations forward and one backward, as published; the width is that of `multi30k_transformer`. An update
-    evaluates 26 layers forward and 27 backward where a serial one has 12 and 12, which took 340 % of its time on one CPU
-    core, where nothing runs in parallel: some 5 hours for the whole run there. BLEU is not measured yet.
+    evaluates 26 layers forward and 27 backward where a serial one has 12 and 12, which took 340 % of its time on one
+    CPU core, where nothing runs in parallel: some 5 hours for the whole run there. BLEU is not measured yet.
     """
     return multi30k_transformer().replace(
         depth=6,
@@ -59,8 +59,8 @@ def multi30k_mgrit() -> Config:
 def opus_published() -> Config:
     """Translation at the published size, for a GPU cluster: 6 + 6 layers of width 512 on OPUS German-English, by MGRIT.
 
-    Not measured. 1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: about 25 minutes at 10^14 FLOP a second,
-    10 % of what a data-centre GPU can do. The corpus has to lie in `--data-dir` as train.de and train.en. Source:
+    Not measured. 1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: about 25 minutes at 10^14 FLOP a
+    second, 10 % of what a data-centre GPU can do. The corpus has to lie in `--data-dir` as train.de and train.en. Source:
     Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3 layers, two iterations forward and one
     backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with inverse-square-root decay, 8,000 steps of
     warm-up, label smoothing 0.1. What it does not state (steps, vocabulary, dropout) is chosen here.
