@@ -60,10 +60,10 @@ def opus_published() -> Config:
     """Translation at the published size, for a GPU cluster: 6 + 6 layers of width 512 on OPUS German-English, by MGRIT.
 
     Not measured. 1.4·10^17 FLOP for these 160,000 steps, counted as serial ones: about 25 minutes at 10^14 FLOP a
-    second, 10 % of what a data-centre GPU can do. The corpus has to lie in `--data-dir` as train.de and train.en. Source:
-    Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3 layers, two iterations forward and one
-    backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with inverse-square-root decay, 8,000 steps of
-    warm-up, label smoothing 0.1. What it does not state (steps, vocabulary, dropout) is chosen here.
+    second, 10 % of what a data-centre GPU can do. The corpus has to lie in `--data-dir` as train.de and train.en.
+    Source: Layer-Parallel Training for Transformers (arXiv 2601.09026): intervals of 3 layers, two iterations
+    forward and one backward, batches of 8 pairs of up to 274 tokens, Adam at 5e-4 with inverse-square-root decay,
+    8,000 steps of warm-up, label smoothing 0.1. What it does not state (steps, vocabulary, dropout) is chosen here.
     """
     return Config().replace(
         model="translator_base",
