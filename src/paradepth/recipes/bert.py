@@ -33,10 +33,10 @@ def bert_c4() -> Config:
     """BERT at the published size for layer-parallel pretraining, for a GPU cluster: 128 layers of width 768 on C4, by
     MGRIT with sampled coarse steps of 4 layers, one iteration each way.
 
-    4·10^17 FLOP for every 10,000 steps, counted as serial ones: hours on a GPU cluster, not measured. C4's English part has to lie in
-    `--data-dir` as train-*.parquet or .jsonl with a column `text`. Source: Layer-Parallel Training for Transformers
-    (arXiv 2601.09026): 4 GPUs, width 768, 12 heads, batches of 32 texts of 224 tokens, AdamW at 5e-5 with β .9 and .98,
-    20 % masking, weights initialised for depth. The number of steps is not published.
+    4·10^17 FLOP for every 10,000 steps, counted as serial ones: hours on a GPU cluster, not measured. C4's English
+    part has to lie in `--data-dir` as train-*.parquet or .jsonl with a column `text`. Source: Layer-Parallel Training
+    for Transformers (arXiv 2601.09026): 4 GPUs, width 768, 12 heads, batches of 32 texts of 224 tokens, AdamW at 5e-5
+    with β .9 and .98, 20 % masking, weights initialised for depth. The number of steps is not published.
     """
     return Config().replace(
         model="bert_base",
