@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paradepth.studies import schedules, stagewise
+from paradepth.studies import finetune_glue, schedules, stagewise, tasks
 from paradepth.studies.study import Study
 
-STUDIES: dict[str, Callable[[], Study]] = {"schedules": schedules.study, "stagewise": stagewise.study}
+STUDIES: dict[str, Callable[[], Study]] = {
+    "schedules": schedules.study,
+    "stagewise": stagewise.study,
+    "tasks": tasks.study,
+    "finetune_glue": finetune_glue.study,
+}
 
 
 def get_study(name: str) -> Study:

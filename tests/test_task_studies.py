@@ -1,0 +1,127 @@
+"""The studies of tasks and of fine-tuning: every cell can be started, rows are matched, findings are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paradepth.models import create_model, model_class, model_config
+from paradepth.recipes import get_recipe
+from paradepth.studies import finetune_glue, tasks
+from paradepth.studies.study import Cell, Study
+from paradepth.train.accounting import update_cost
+from paradepth.train.config import Config, ModelOptions, check_options
+from paradepth.train.depth import check_depth
+from paradepth.train.finetune import finetune_config
+from paradepth.train.schedules import Objective
+from paradepth.train.tasks import task_class
+
+ROWS = [(name, label) for name in tasks.TASKS for label in tasks.rows(name)]
+
+
+def config_of(cell: Cell, source: Path | None = None) -> Config:
+    start = get_recipe(cell.recipe) if cell.after is None else finetune_config(str(source), cell.recipe)
+    config = start.replace(**cell.options)
+    check_options(config)
+    task_class(config)
+    return config
+
+
+def model_of(config: Config) -> Any:
+    """The model of a cell, of a small vocabulary."""
+    m = config.model_options
+    fields = model_class(m.model).config_class.__dataclass_fields__
+    shape = {name: getattr(m, name) for name in ModelOptions.__dataclass_fields__ if name in fields}
+    return create_model(m.model, **{name: value for name, value in shape.items() if value is not None})
+
+
+def cell_of(study: Study, group: str, label: str) -> Cell:
+    return next(cell for cell in study.cells if (cell.group, cell.label) == (group, label))
+
+
+@pytest.mark.parametrize(("name", "label"), ROWS)
+def test_rows_of_a_task_are_runs_of_equal_parameters(name: str, label: str) -> None:
+    study = tasks.study()
+    config, serial = (config_of(cell_of(study, name, row)) for row in (label, tasks.SERIAL))
+    model, other = model_of(config), model_of(serial)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in other.parameters())
+    costs = [update_cost(m, Objective(m.prefixes), m.parts()).layer_evals for m in (model, other)]
+    assert costs == [8, 8]
+    assert config.optimiser_options.budget == serial.optimiser_options.budget
+    check_depth(model, config.depth_options, 1)
+    assert (config.depth_options.executor == "mgrit") == label.startswith(tasks.PARALLEL)
+    assert config.depth_options.control == (label == tasks.CONTROLLED)
+
+
+def test_layer_parallel_rows_train_the_network_of_their_serial_counterpart() -> None:
+    study = tasks.study()
+    for name in tasks.TASKS:
+        shapes = [
+            config_of(cell_of(study, name, label)).model_options
+            for label in (tasks.ODE, tasks.PARALLEL, tasks.CONTROLLED)
+        ]
+        assert shapes[0] == shapes[1] == shapes[2]
+        assert shapes[0].step == 0.125
+
+
+def test_cells_of_fine_tuning_are_runs(tmp_path: Path) -> None:
+    study = finetune_glue.study()
+    source = model_of(config_of(cell_of(study, finetune_glue.PRETRAINING, finetune_glue.SERIAL)))
+    source.save_pretrained(tmp_path)
+    for cell in study.cells:
+        config = config_of(cell, tmp_path)
+        if cell.group == finetune_glue.PRETRAINING:
+            assert cell.after is None
+            continue
+        tuned = model_config(config.model_options.model).__class__
+        assert tuned.__name__ == "SequenceClassifierConfig"
+        m = config.model_options
+        assert (m.width, m.depth, m.step, m.context, m.dropout) == (64, 8, 0.125, 64, 0.1)
+        assert config.depth_options.executor == "serial"
+        assert (cell.after is None) == (cell.label == finetune_glue.SCRATCH)
+        if cell.after is not None:
+            assert (cell.after.label, cell.after.seed) == (cell.label, cell.seed)
+
+
+def record(cell: Cell, accuracy: float, **other: float) -> dict[str, Any]:
+    measures = {name: [0.0, value] for name, value in other.items() if name != "loss"}
+    loss = [0.0, other.get("loss", 1.0)]
+    shown = {"name": cell.name, "group": cell.group, "label": cell.label, "seed": cell.seed}
+    return shown | {"accuracy": [0.0, accuracy], "loss": loss, "measures": measures}
+
+
+def test_findings_of_tasks_say_who_wins_and_what_is_within_its_limit() -> None:
+    one_pass, stagewise = "PF 4×2 one_pass", "PF 4×2 stagewise"
+
+    def made(cell: Cell) -> dict[str, Any]:
+        noise = 0.001 * cell.seed
+        accuracy = {one_pass: 0.9, stagewise: 0.7}.get(cell.label, 0.8) + noise
+        loss = {one_pass: 0.9, stagewise: 1.2, tasks.PARALLEL: 1.02, tasks.CONTROLLED: 1.009}.get(cell.label, 1.0)
+        bleu = {tasks.PARALLEL: 29.4, tasks.CONTROLLED: 29.6}.get(cell.label, 30.0)
+        return record(cell, accuracy, loss=loss + noise, bleu=bleu + noise)
+
+    study = tasks.study()
+    texts = study.findings([made(cell) for cell in study.cells])
+    assert len(texts) == 2 * len(tasks.TASKS)
+    words = texts[0]
+    assert "the serial stack has 1.0010 ± 0.0010" in words
+    assert "better: PF 4×2 one_pass 0.9010" in words
+    assert "worse: PF 4×2 stagewise 1.2010" in words
+    assert "not told apart from it by these seeds: PF 4×2 joint 1.0010" in words
+    assert "layer-parallel has a loss 2.00 % above serial training: not within 1 % of the loss" in texts[1]
+    assert "layer-parallel, controller has a loss 0.90 % above serial training: within 1 % of the loss" in texts[1]
+    assert "0.60 BLEU less: not within 1 % of the loss and 0.5 BLEU" in texts[-1]
+    assert "0.40 BLEU less: within 1 % of the loss and 0.5 BLEU" in texts[-1]
+    assert "0.00 points of accuracy" in texts[3]
+
+
+@pytest.mark.parametrize(("parallel", "verdict"), [(0.812, "1.00 points less: within"), (0.8, "2.20 points less: not")])
+def test_findings_of_fine_tuning_hold_the_difference_against_the_papers(parallel: float, verdict: str) -> None:
+    study = finetune_glue.study(seeds=(0,))
+    reached = {finetune_glue.SERIAL: 0.822, finetune_glue.PARALLEL: parallel, finetune_glue.SCRATCH: 0.7}
+    texts = study.findings([record(cell, reached[cell.label], matthews=0.3) for cell in study.cells])
+    assert verdict in texts[1]
+    assert "Without pretraining 70.00" in texts[1]
+    assert "Matthews' correlation: 0.300 (serial)" in texts[2]
