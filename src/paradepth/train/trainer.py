@@ -23,8 +23,9 @@ from paradepth.models import TrunkModel
 from paradepth.nn import set_dropout_key
 from paradepth.train import learning
 from paradepth.train.accounting import Cost, update_cost
+from paradepth.train.budget import Budget
 from paradepth.train.checkpoint import CheckpointStore
-from paradepth.train.config import Budget, Config
+from paradepth.train.config import Config
 from paradepth.train.depth import DepthRun
 from paradepth.train.ema import MovingAverage
 from paradepth.train.evaluate import evaluate
