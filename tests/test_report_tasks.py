@@ -108,6 +108,15 @@ def test_what_an_evaluation_says_in_words_is_shown(tmp_path: Path) -> None:
     assert "25,094 words in 2,077 sentences" in Page(write_report([words])).text
 
 
+def test_an_encoder_of_another_library_is_named(tmp_path: Path) -> None:
+    run = make_task_run(tmp_path / "run", "hf_classifier", branches=0, schedule="joint")
+    inner = {"model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384, "vocab_size": 30522}
+    edit(run / "config.json", lambda value: value.update(model={"hf": inner, "context": 64, "num_classes": 2}))
+    page = Page(write_report([run]))
+    assert page.title == "bert depth 6 on CoLA"
+    assert "Encoder of the transformers library of 6 layers, width 384" in page.text
+
+
 def test_an_unknown_kind_of_model_is_shown_by_its_accuracy(tmp_path: Path) -> None:
     run = make_task_run(tmp_path / "run", "tagger")
     edit(run / "config.json", lambda value: value.update(model_type="fortune_teller"))

@@ -20,8 +20,8 @@ class Measure:
         lower: whether lower is better.
 
     >>> ACCURACY = measure("accuracy")
-    >>> ACCURACY.show(0.8703), ACCURACY.difference(-0.004), ACCURACY.title
-    ('87.03\\u202f%', '−0.40', 'accuracy, %')
+    >>> ACCURACY.show(0.8703), ACCURACY.difference(-0.004), ACCURACY.difference(-1e-9), ACCURACY.title
+    ('87.03\\u202f%', '−0.40', '0.00', 'accuracy, %')
     >>> measure("bits_per_byte").show(3.2271), measure("new_score").title
     ('3.227', 'new score')
     """
@@ -55,7 +55,10 @@ class Measure:
 
     def difference(self, value: float) -> str:
         """A signed difference of two values, in the unit of `title`."""
-        return f"{self.factor * value:+.{self.digits}f}".replace("-", "−") if math.isfinite(value) else text.MISSING
+        if not math.isfinite(value):
+            return text.MISSING
+        shown = f"{self.factor * value:+.{self.digits}f}"
+        return shown.replace("-", "−") if float(shown) else shown[1:]
 
     def worth(self, value: float) -> float:
         """A number to sort by, the best highest; values that are not finite come last."""

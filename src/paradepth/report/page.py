@@ -125,6 +125,8 @@ def subtitle(run: Run) -> str:
     if run.branches:
         body = f"ParaFormer of {text.plural(run.branches, 'branch').replace('branchs', 'branches')}"
         body += f", {text.plural(int(run.model.get('depth', 0)), 'layer')} each"
+    elif "encoder" in run.model:
+        body = f"Encoder of the transformers library of {text.plural(int(run.model.get('depth', 0)), 'layer')}"
     else:
         body = f"Serial Transformer of {text.plural(int(run.model.get('depth', 0)), 'layer')}"
     samples = number(run.start, "train_samples")
@@ -214,7 +216,7 @@ def prefix_rows(run: Run) -> list[dict[str, Any]]:
 def remarks(run: Run) -> list[str]:
     """What an evaluation says in words: notes on the data, the signature of a score, results of further splits."""
     found = run.evaluation or {}
-    said = [str(note) for note in found.get("notes") or []]
+    said = [f"{note[:1].upper()}{note[1:]}".rstrip(".") + "." for note in map(str, found.get("notes") or [])]
     if found.get("decoding"):
         said.append(f"Decoding: {found['decoding']}.")
     for key, signature in (found.get("signatures") or {}).items():

@@ -211,7 +211,7 @@ def branches(run: Run) -> list[Plot]:
                               color=fig.INK, fontsize=11)  # fmt: skip
         axes.set_xlabel("branch")
         axes.set_xlim(1.4, len(final) + 0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axes.set_xticks(xs[:: -(-len(xs) // 12)])
         svg = fig.to_svg(figure, "gain", f"Change in {main.name} by each branch after the first")
         note = f"Branch 1 alone reaches {main.show(final[0])} ({run.split}); each bar is what one more branch adds"
         note += ": lower is better." if main.lower else "."

@@ -67,9 +67,18 @@ class Run:
     end: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
 
-    @property
+    @cached_property
     def model(self) -> Mapping[str, Any]:
-        return self.config["model"]
+        """The model's shape; of an encoder of the transformers library with the fields of its own configuration."""
+        shape = self.config["model"]
+        inner = shape.get("hf")
+        if not isinstance(inner, Mapping):
+            return shape
+        found = {"encoder": inner.get("model_type"), "depth": inner.get("num_hidden_layers")}
+        found |= {"width": inner.get("hidden_size"), "vocab_size": inner.get("vocab_size")}
+        return {key: value for key, value in found.items() if value is not None} | {
+            key: value for key, value in shape.items() if key != "hf"
+        }
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -97,8 +106,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Short name of the model, e.g. "PF 4×2" or "serial depth 8"."""
+        """Short name of the model, e.g. "PF 4×2" or "serial depth 8"; of an encoder of another library its type."""
         depth = self.model.get("depth", "?")
+        if "encoder" in self.model:
+            return f"{self.model['encoder']} depth {depth}"
         return f"PF {self.branches}×{depth}" if self.branches else f"serial depth {depth}"
 
     @property
