@@ -16,7 +16,8 @@ from paradepth.cli import main
 from paradepth.recipes import RECIPES, get_recipe
 from paradepth.studies import STUDIES
 from paradepth.train import start_run
-from paradepth.train.config import check_options
+from paradepth.train.config import Config, check_options
+from paradepth.train.tasks import TASKS
 from runs import tiny_config
 
 
@@ -169,5 +170,10 @@ def test_recipes_are_valid_and_their_docstrings_state_time_and_accuracy(name: st
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_name_known_recipes_and_options(name: str) -> None:
+    data = {known for task in TASKS for known in task.data_names}
     for cell in STUDIES[name]().cells:
-        check_options(get_recipe(cell.recipe).replace(**cell.options))
+        if cell.after is None:
+            check_options(get_recipe(cell.recipe).replace(**cell.options))
+        else:  # is fine-tuned, on data that its recipe names
+            assert cell.recipe in data
+            check_options(Config().replace(data=cell.recipe, **cell.options))
