@@ -28,7 +28,8 @@ from paradepth.nn import attention as attention_module
 from paradepth.recipes import get_recipe
 from paradepth.report import write_report
 from paradepth.train import Config, resume_run, start_run
-from paradepth.train.config import Budget, check_options
+from paradepth.train.budget import Budget
+from paradepth.train.config import check_options
 from paradepth.train.optimiser import Optimiser
 from paradepth.train.tasks import load_data, task_class
 from runs import events

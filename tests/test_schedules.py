@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import paradepth
 from paradepth.train.accounting import update_cost
-from paradepth.train.config import Budget, Config, check_options
+from paradepth.train.budget import Budget
+from paradepth.train.config import Config, check_options
 from paradepth.train.schedules import Annealing, Objective, Schedule, Stagewise, build_schedule
 
 
