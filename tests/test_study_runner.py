@@ -633,12 +633,13 @@ def test_the_command_line_of_a_cell() -> None:
         "ema": False,
         "weights": (1, 0.5),
         "init": None,
+        "recompute": False,
     }
     cell = Cell(name="a", group="g", label="l", recipe="fashion_paraformer", options=options, seed=7)
     assert train_command(cell, Path("out/runs/a"), data_dir=Path("data")) == [
         *(sys.executable, "-m", "paradepth", "train", "fashion_paraformer"),
         *("--schedule", "one_pass", "--mlp-ratio", "2.5", "--freeze", "--no-ema", "--weights", "1", "0.5"),
-        *("--init", "None", "--seed", "7", "--threads", "1", "--data-dir", "data"),
+        *("--init", "None", "--recompute", "False", "--seed", "7", "--threads", "1", "--data-dir", "data"),
         *("--run-dir", "out/runs/a", "--overwrite", "--json"),
     ]
     assert "--data-dir" not in train_command(cell, Path("out/runs/a"))

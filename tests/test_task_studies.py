@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from paradepth.cli import main
 from paradepth.models import create_model, model_class, model_config
 from paradepth.recipes import get_recipe
 from paradepth.studies import finetune_glue, tasks
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Study, train_command
 from paradepth.train.accounting import update_cost
 from paradepth.train.config import Config, ModelOptions, check_options
 from paradepth.train.depth import check_depth
@@ -83,6 +84,23 @@ def test_cells_of_fine_tuning_are_runs(tmp_path: Path) -> None:
         assert (cell.after is None) == (cell.label == finetune_glue.SCRATCH)
         if cell.after is not None:
             assert (cell.after.label, cell.after.seed) == (cell.label, cell.seed)
+
+
+@pytest.mark.parametrize("module", [tasks, finetune_glue])
+def test_the_command_line_of_a_cell_says_what_its_options_say(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row for each kind of cell."""
+    started: list[Config] = []
+    monkeypatch.setattr("paradepth.train.start_run", lambda config, folder, **_: started.append(config))
+    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result: {})
+    study = module.study(seeds=(1,))
+    for cell in study.cells:
+        if cell.after is not None and not (tmp_path / cell.after.name).exists():
+            model_of(config_of(cell.after)).save_pretrained(tmp_path / cell.after.name)
+        assert main(train_command(cell, tmp_path / cell.name)[3:]) == 0, cell.name
+        source = tmp_path / cell.after.name if cell.after is not None else None
+        assert started.pop() == config_of(cell, source).replace(seed=1, threads=1)
 
 
 def record(cell: Cell, accuracy: float, **other: float) -> dict[str, Any]:

@@ -27,9 +27,10 @@ BERT: dict[str, Any] = {
     "data": "tiny_shakespeare",
     "validation_fraction": 0.05,
     "tokenizer": "bpe",
-    "vocab_size": 2048,
+    "vocab_size": 1024,
     "masking": 0.15,
     "batch_size": 32,
+    "learning_rate": 4e-3,
     "budget": "600 steps",
 }
 TUNING: dict[str, Any] = {
@@ -46,7 +47,7 @@ TUNING: dict[str, Any] = {
 TUNED: dict[str, tuple[str, str]] = {"SST-2": ("sst2", "800 steps"), "CoLA": ("cola", "800 steps")}
 TUNED["MRPC"] = ("mrpc", "400 steps")
 NOTES = {
-    PRETRAINING: "Masked language models on Tiny Shakespeare, BPE of 2048 tokens, 600 batches of 32 windows of 64; "
+    PRETRAINING: "Masked language models on Tiny Shakespeare, BPE of 1024 tokens, 600 batches of 32 windows of 64; "
     "accuracy of the hidden tokens.",
     "SST-2": "800 batches of 32 sentences; tested on GLUE's validation split.",
     "CoLA": "800 batches of 32 sentences; tested on GLUE's validation split. 69 % of it are acceptable.",
@@ -95,7 +96,7 @@ def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
                     f"{data}-{label}-{source.seed}", task, label, data, {**TUNING, "budget": budget}, source.seed
                 )
                 cells.append(replace(cell, after=source))
-        fresh = {**COMMON, **SHAPE, **TUNING, "model": "text_classifier_nano", "data": data, "vocab_size": 2048}
+        fresh = {**COMMON, **SHAPE, **TUNING, "model": "text_classifier_nano", "data": data, "vocab_size": 1024}
         fresh |= {"budget": budget, "validation_fraction": 0.05}
         cells += [Cell(f"{data}-scratch-{s}", task, SCRATCH, "glue_from_scratch", fresh, s) for s in seeds]
     return Study(

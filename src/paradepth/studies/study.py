@@ -7,11 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from paradepth.train.config import Config
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Options that are true, false or neither: no flags, but words.
+_CHOICES = {f.name for group in Config().groups().values() for f in fields(group) if f.type == "bool | None"}
 _RESERVED = ("seed", "threads", "data_dir", "run_dir", "overwrite", "json")
 
 
@@ -138,7 +142,8 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
     """The command line that trains a cell into the run directory `run`, on one thread.
 
     A cell that starts from another is fine-tuned; that one's run directory lies next to `run`. Underscores in option
-    names become dashes, True becomes `--flag`, False `--no-flag`, a list several values.
+    names become dashes, True becomes `--flag`, False `--no-flag` (where the option may also be None, `--flag True` and
+    `--flag False`), a list several values.
 
     >>> cell = Cell(name="a", group="g", label="l", recipe="digits", options={"ema": False, "lr": 1e-3}, seed=3)
     >>> " ".join(train_command(cell, Path("runs/a"))[3:])
@@ -151,7 +156,7 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
         words += ["finetune", str(run.parent / cell.after.name), "--task", cell.recipe]
     for option, value in cell.options.items():
         flag = option.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and option not in _CHOICES:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words.append(f"--{flag}")
