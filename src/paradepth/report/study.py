@@ -163,6 +163,9 @@ def _strip(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], name: str,
     axes.set_yticks([])
     axes.grid(visible=True, axis="x")
     axes.margins(x=0.05)
+    found = [main.factor * by_prefix[-1] for row in rows for by_prefix in row[main.key]]
+    if max(found) - min(found) < 10.0**-main.digits:  # differences that are not shown are not to be drawn
+        axes.set_xlim(found[0] - 0.5, found[0] + 0.5)
     axes.set_xlabel(main.title)
     svg = figure.to_svg(canvas, name, f"{main.name} of every seed, by configuration")
     note = "Dots: seeds; tick: their mean. The axis does not start at zero."
