@@ -1,8 +1,8 @@
 """Do branches beat a serial stack outside vision, and does layer-parallel training reach its serial counterpart?
 
-Four tasks on texts, each at a size where a run takes one to five minutes: 12 layers of width 64. All rows of a task have
-the same number of parameters and spend the same number of layer evaluations. Two serial stacks: an ordinary one (h =
-1), which is what branches are held against, and one of step h = 1/12, the network that layer-parallel training solves.
+Four tasks on texts, at a size where a run takes one to five minutes: 12 layers of width 64. All rows of a task have the
+same number of parameters and spend the same number of layer evaluations. Two serial stacks: an ordinary one (h = 1),
+which is what branches are held against, and one of step h = 1/12, the network that layer-parallel training solves.
 """
 
 from __future__ import annotations
