@@ -62,8 +62,8 @@ def shakespeare_branch_sums() -> Config:
 def shakespeare_char() -> Config:
     """Tiny Shakespeare by the byte, trained to the end: a GPT of 6 layers of width 256, with dropout, by Muon.
 
-    The budget is 10.6 passes over the text. Not measured to the end yet: 34.8 % of the validation text's bytes are
-    predicted right, loss 2.226, after 200 of the 2600 steps, whose speed makes some 70 minutes on one CPU core.
+    The budget is 10.6 passes over the text. Expected: loss 1.393 on the validation text, 58.0 % of its bytes predicted
+    right, and 1.554 and 54.9 % on the test text, after 34 minutes on two CPU cores that multiply bf16.
     """
     return Config().replace(
         model="gpt_nano",
