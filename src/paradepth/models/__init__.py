@@ -1,6 +1,6 @@
 """Models: stem → trunk → head, one file per task, with a registry of named shapes and saving and loading."""
 
-from paradepth.models.base import TrunkModel
+from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
 from paradepth.models.generate import Generation, Piece, generate, generate_stream
 from paradepth.models.hf_classifier import HFClassifier, HFClassifierConfig
@@ -29,6 +29,7 @@ __all__ = [
     "TaggerConfig",
     "Translator",
     "TranslatorConfig",
+    "TrunkConfig",
     "TrunkModel",
     "create_model",
     "fill_mask",

@@ -8,32 +8,64 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from paradepth.branches import Branches
+from paradepth.branches import Aggregate, Branches
 from paradepth.depth import Stack
 from paradepth.models.pretrained import save_pretrained
 from paradepth.nn import EncoderLayer
 
 
-def check_trunk(config: Any) -> None:
-    """Refuses sizes of a trunk that are out of range; what a layer or a stack can tell for itself is left to it.
+@dataclass(frozen=True)
+class TrunkConfig:
+    """What determines the shape of every model's trunk; a task's model adds its own fields.
 
-    Args:
-        config: a model's configuration; all have the trunk's fields under the same names.
+    Attributes:
+        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
+        branches: number of branches; 0 makes the trunk a serial stack.
+        depth: layers of each branch, or of the stack.
+        aggregate: how branches are added up, "residual" or "sum".
+        bias: whether linear maps have biases.
+        dropout, attention_dropout: probabilities.
+        step: h of every layer between the buffers; 1 is the ordinary Transformer.
+        buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
+        deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
 
     Raises:
-        ValueError: naming the field, its value and what is allowed.
+        ValueError: naming the field, its value and what is allowed; what a layer or a stack can tell for itself is
+            left to it.
     """
-    for name, least in (("branches", 0), ("depth", 1), ("width", 1), ("mlp", 1)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {least}")
-    buffers = config.buffers
-    if len(buffers) != 2 or not all(isinstance(number, int) and number >= 0 for number in buffers):
-        raise ValueError(f"buffers is {buffers}; it must be two numbers of layers (first, last), each at least 0")
+
+    width: int = 64
+    heads: int = 2
+    mlp: int = 256
+    branches: int = 0
+    depth: int = 8
+    aggregate: Aggregate = "residual"
+    bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    step: float = 1.0
+    buffers: tuple[int, int] = (0, 0)
+    deep_init: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "buffers", tuple(self.buffers))
+        for name, least in (("branches", 0), ("depth", 1), ("width", 1), ("mlp", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        buffers = self.buffers
+        if len(buffers) != 2 or not all(isinstance(number, int) and number >= 0 for number in buffers):
+            raise ValueError(f"buffers is {buffers}; it must be two numbers of layers (first, last), each at least 0")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers in the trunk."""
+        return max(self.branches, 1) * self.depth
 
 
 class TrunkModel(nn.Module):

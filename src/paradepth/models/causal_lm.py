@@ -11,30 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradepth.branches import Aggregate, Branches
+from paradepth.branches import Branches
 from paradepth.branches.cached import TrunkCache
-from paradepth.models.base import TrunkModel, check_trunk
+from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.models.pretrained import register_model_type
 from paradepth.nn import LanguageModelHead, TokenStem
 
 
 @dataclass(frozen=True)
-class CausalLMConfig:
-    """Everything that determines the shape of a `CausalLM`.
+class CausalLMConfig(TrunkConfig):
+    """Everything that determines the shape of a `CausalLM`: the fields of `TrunkConfig`, and
 
     Attributes:
         vocab_size: V; 256 for bytes.
         context: the longest text, in tokens.
-        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
-        branches: number of branches; 0 makes the trunk a serial stack.
-        depth: layers of each branch, or of the stack.
-        aggregate: how branches are added up, "residual" or "sum".
         tied: whether the head uses the weight of the token embedding.
-        bias: whether linear maps have biases.
-        dropout, attention_dropout: probabilities.
-        step: h of every layer between the buffers; 1 is the ordinary Transformer.
-        buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
-        deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
 
     Raises:
         ValueError: values outside the ranges above.
@@ -42,28 +33,7 @@ class CausalLMConfig:
 
     vocab_size: int = 256
     context: int = 64
-    width: int = 64
-    heads: int = 2
-    mlp: int = 256
-    branches: int = 0
-    depth: int = 8
-    aggregate: Aggregate = "residual"
     tied: bool = True
-    bias: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    step: float = 1.0
-    buffers: tuple[int, int] = (0, 0)
-    deep_init: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "buffers", tuple(self.buffers))
-        check_trunk(self)
-
-    @property
-    def layers(self) -> int:
-        """Number of layers in the trunk."""
-        return max(self.branches, 1) * self.depth
 
 
 class TextCache:

@@ -14,28 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradepth.branches import Aggregate, Branches
-from paradepth.models.base import TrunkModel, check_trunk
+from paradepth.branches import Branches
+from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.nn import TokenStem
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """What determines the shape of every encoder's stem and trunk; a task's model adds its own fields.
+class EncoderConfig(TrunkConfig):
+    """What determines the shape of every encoder's stem and trunk: the fields of `TrunkConfig`, and those below. A
+    task's model adds its own.
 
     Attributes:
         vocab_size: V, special tokens included.
         context: the longest text, in tokens.
         pad: number of the token that fills up short texts.
-        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
-        branches: number of branches; 0 makes the trunk a serial stack.
-        depth: layers of each branch, or of the stack.
-        aggregate: how branches are added up, "residual" or "sum".
-        bias: whether linear maps have biases.
-        dropout, attention_dropout: probabilities.
-        step: h of every layer between the buffers; 1 is the ordinary Transformer.
-        buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
-        deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
 
     Raises:
         ValueError: values outside the ranges above.
@@ -44,29 +36,12 @@ class EncoderConfig:
     vocab_size: int = 260
     context: int = 128
     pad: int = 256
-    width: int = 64
-    heads: int = 2
-    mlp: int = 256
-    branches: int = 0
     depth: int = 4
-    aggregate: Aggregate = "residual"
-    bias: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    step: float = 1.0
-    buffers: tuple[int, int] = (0, 0)
-    deep_init: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "buffers", tuple(self.buffers))
-        check_trunk(self)
+        super().__post_init__()
         if not 0 <= self.pad < self.vocab_size:
             raise ValueError(f"pad is {self.pad}; it must be a token of the vocabulary, 0 to {self.vocab_size - 1}")
-
-    @property
-    def layers(self) -> int:
-        """Number of layers in the trunk."""
-        return max(self.branches, 1) * self.depth
 
 
 def padding_mask(tokens_BT: Tensor, pad: int) -> Tensor:

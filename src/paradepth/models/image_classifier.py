@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paradepth.branches import Aggregate
-from paradepth.models.base import TrunkModel, check_trunk
+from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.models.pretrained import register_model_type
 from paradepth.nn import ClassifierHead, PatchStem
 from paradepth.nn.heads import Pool
@@ -23,8 +22,8 @@ def _pair(name: str, value: int | tuple[int, ...] | list[int]) -> tuple[int, int
 
 
 @dataclass(frozen=True)
-class ImageClassifierConfig:
-    """Everything that determines the shape of an `ImageClassifier`.
+class ImageClassifierConfig(TrunkConfig):
+    """Everything that determines the shape of an `ImageClassifier`: the fields of `TrunkConfig`, and
 
     Attributes:
         image_size: (H, W) in pixels; one number for both.
@@ -32,16 +31,7 @@ class ImageClassifierConfig:
         embedding: of a patch, "linear" or "convolutions".
         channels: 1 for grey images, 3 for colour.
         num_classes: N.
-        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
-        branches: number of branches; 0 makes the trunk a serial stack.
-        depth: layers of each branch, or of the stack.
-        aggregate: how branches are added up, "residual" or "sum".
         pool: "mean" over tokens or a "cls" token.
-        bias: whether linear maps have biases.
-        dropout, attention_dropout: probabilities.
-        step: h of every layer between the buffers; 1 is the ordinary Transformer.
-        buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
-        deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
         class_names: names of the classes, empty when unknown.
 
     Raises:
@@ -56,31 +46,16 @@ class ImageClassifierConfig:
     width: int = 192
     heads: int = 3
     mlp: int = 768
-    branches: int = 0
-    depth: int = 8
-    aggregate: Aggregate = "residual"
     pool: Pool = "mean"
-    bias: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    step: float = 1.0
-    buffers: tuple[int, int] = (0, 0)
-    deep_init: bool = False
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
         object.__setattr__(self, "patch_size", _pair("patch_size", self.patch_size))
-        object.__setattr__(self, "buffers", tuple(self.buffers))
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        check_trunk(self)
+        super().__post_init__()
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for num_classes {self.num_classes}")
-
-    @property
-    def layers(self) -> int:
-        """Number of layers in the trunk."""
-        return max(self.branches, 1) * self.depth
 
 
 @register_model_type("image_classifier")

@@ -13,32 +13,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paradepth.branches import Aggregate, TrunkCache
+from paradepth.branches import TrunkCache
 from paradepth.depth import Stack
-from paradepth.models.base import TrunkModel, check_trunk
+from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.models.beam import Hypothesis, beam_search, greedy_search
 from paradepth.models.pretrained import register_model_type
 from paradepth.nn import JointStem, SourceLayer, TargetHead, TargetLayer
 
 
 @dataclass(frozen=True)
-class TranslatorConfig:
-    """Everything that determines the shape of a `Translator`.
+class TranslatorConfig(TrunkConfig):
+    """Everything that determines the shape of a `Translator`: the fields of `TrunkConfig`, and
 
     Attributes:
         vocab_size: V, of both languages together.
         context: the longest source and the longest target, in tokens, with the ones that mark start and end.
         pad: number of the token that fills up a source.
-        width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
-        branches: number of branches; 0 makes the trunk a serial stack.
         depth: d; a branch, or the stack, has d layers of an encoder and then d of a decoder.
-        aggregate: how branches are added up, "residual" or "sum".
+        buffers: of `TrunkConfig`, numbers of the 2d layers.
         tied: whether the head uses the weight of the embedding, which source and target share anyway.
-        bias: whether linear maps have biases.
-        dropout, attention_dropout: probabilities.
-        step: h of every layer between the buffers; 1 is the ordinary Transformer.
-        buffers: numbers of first and of last layers, of the 2d, that take h = 1.
-        deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
 
     Raises:
         ValueError: values outside the ranges above.
@@ -47,23 +40,11 @@ class TranslatorConfig:
     vocab_size: int = 8192
     context: int = 64
     pad: int = 0
-    width: int = 64
-    heads: int = 2
-    mlp: int = 256
-    branches: int = 0
     depth: int = 3
-    aggregate: Aggregate = "residual"
     tied: bool = True
-    bias: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    step: float = 1.0
-    buffers: tuple[int, int] = (0, 0)
-    deep_init: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "buffers", tuple(self.buffers))
-        check_trunk(self)
+        super().__post_init__()
         if not 0 <= self.pad < self.vocab_size:
             raise ValueError(f"pad is {self.pad}; it must be a token, between 0 and {self.vocab_size - 1}")
 
