@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from paradepth.nn.dropout import Dropout
 from paradepth.nn.heads import LanguageModelHead
 from paradepth.nn.joint_layers import Joined, Lengths
+from paradepth.nn.token_stem import check_tokens
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -99,21 +100,7 @@ class JointStem(nn.Module):
         return self.target_dropout(self._embedded(tokens_BT, "target", start))
 
     def _embedded(self, tokens_BT: Tensor, side: str, start: int) -> Tensor:
-        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.context - start:
-            behind = f", and {start} of them are taken" if start else ""
-            raise ValueError(
-                f"{side} tokens have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to "
-                f"{self.context} tokens, its context{behind}"
-            )
-        if tokens_BT.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{side} tokens are {tokens_BT.dtype}; this model takes torch.int64 or torch.int32")
-        if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling() and tokens_BT.numel():
-            low, high = (int(value) for value in tokens_BT.aminmax())
-            if low < 0 or high >= self.embed.num_embeddings:
-                raise ValueError(
-                    f"{side} tokens run from {low} to {high}; this model's vocabulary is 0 to "
-                    f"{self.embed.num_embeddings - 1}"
-                )
+        check_tokens(tokens_BT, self.embed, context=self.context, taken=start, what=f"{side} tokens")
         x_BTD = self.embed(tokens_BT) * self.embed.embedding_dim**0.5
         return x_BTD + self.positions[start : start + tokens_BT.shape[1]]
 

@@ -11,6 +11,44 @@ from torch import Tensor, nn
 from paradepth.nn.dropout import Dropout
 
 
+def check_tokens(tokens_BT: Tensor, embed: nn.Embedding, *, context: int, taken: int = 0, what: str = "tokens") -> None:
+    """Refuses tokens that a stem cannot embed.
+
+    Args:
+        tokens_BT: the tokens.
+        embed: the table that they are looked up in.
+        context: the longest text, in tokens.
+        taken: tokens of the context that stand before these.
+        what: they are called.
+
+    Raises:
+        ValueError: not (batch, tokens), no token or more than the context, another dtype than int64 or int32, or (on
+            the CPU, where looking does not make the device wait) a number outside the vocabulary.
+    """
+    if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= context - taken:
+        behind = f", and {taken} of them are taken" if taken else ""
+        raise ValueError(
+            f"{what} have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to {context} tokens, "
+            f"its context{behind}"
+        )
+    check_numbers(tokens_BT, embed, what=what, place="vocabulary is")
+
+
+def check_numbers(numbers: Tensor, embed: nn.Embedding, *, what: str, place: str) -> None:
+    """Refuses numbers that a table does not have, and other types than whole numbers.
+
+    Raises:
+        ValueError: another dtype than int64 or int32, or (on the CPU, where looking does not make the device wait) a
+            number outside the table.
+    """
+    if numbers.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{what} are {numbers.dtype}; this model takes torch.int64 or torch.int32")
+    if numbers.device.type == "cpu" and not torch.compiler.is_compiling() and numbers.numel():
+        low, high = (int(value) for value in numbers.aminmax())
+        if low < 0 or high >= embed.num_embeddings:
+            raise ValueError(f"{what} run from {low} to {high}; this model's {place} 0 to {embed.num_embeddings - 1}")
+
+
 class TokenStem(nn.Module):
     """Embeds each token and adds a learned embedding of its position, as GPT-2 does.
 
@@ -51,21 +89,9 @@ class TokenStem(nn.Module):
             ValueError: not (batch, tokens), no token or more than the context, another dtype than int64 or int32, or
                 (on the CPU, where looking does not make the device wait) a number outside the vocabulary.
         """
-        taken = start if isinstance(start, int) else int(start.max())
-        if tokens_BT.dim() != 2 or not 1 <= tokens_BT.shape[1] <= self.tokens - taken:
-            behind = f", and {taken} of them are taken" if taken else ""
-            raise ValueError(
-                f"tokens have shape {tuple(tokens_BT.shape)}; this model takes (batch, tokens) with 1 to {self.tokens} "
-                f"tokens, its context{behind}"
-            )
-        if tokens_BT.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"tokens are {tokens_BT.dtype}; this model takes torch.int64 or torch.int32")
-        if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling() and tokens_BT.numel():
-            low, high = (int(value) for value in tokens_BT.aminmax())
-            if low < 0 or high >= self.embed.num_embeddings:
-                raise ValueError(
-                    f"tokens run from {low} to {high}; this model's vocabulary is 0 to {self.embed.num_embeddings - 1}"
-                )
+        check_tokens(
+            tokens_BT, self.embed, context=self.tokens, taken=start if isinstance(start, int) else int(start.max())
+        )
         if isinstance(start, int):
             positions = self.positions[start : start + tokens_BT.shape[1]]
         else:

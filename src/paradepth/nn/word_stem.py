@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paradepth.nn.dropout import Dropout
+from paradepth.nn.token_stem import check_numbers
 
 PADDING = 0  # its row stays zero
 
@@ -77,14 +78,7 @@ class WordStem(nn.Module):
                 f"words have shape {tuple(words_BTF.shape)}; this model takes (batch, words, {self.features}) with 1 "
                 f"to {self.tokens} words, its context"
             )
-        if words_BTF.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"words are {words_BTF.dtype}; this model takes torch.int64 or torch.int32")
-        if words_BTF.device.type == "cpu" and not torch.compiler.is_compiling() and words_BTF.numel():
-            low, high = (int(value) for value in words_BTF.aminmax())
-            if low < 0 or high >= self.embed.num_embeddings:
-                raise ValueError(
-                    f"words run from {low} to {high}; this model's table has rows 0 to {self.embed.num_embeddings - 1}"
-                )
+        check_numbers(words_BTF, self.embed, what="words", place="table has rows")
         e_BTD = self.norm(self.embed(words_BTF).sum(dim=2))
         if self.before is not None and self.after is not None:
             # A last word has zeros behind it, whether padding follows or not.

@@ -6,24 +6,22 @@ Shapes: B batch, T tokens (the context), N windows of a split.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 from torch import Tensor
 
-from paradepth.data.text import SPLITS, TEXT_NAMES, TextData, load_text
-from paradepth.data.text_batches import TextBatches, ordered_windows, shuffled_windows
+from paradepth.data.text import TextData
+from paradepth.data.text_batches import ordered_windows
 from paradepth.data.tokenizer import ByteTokenizer
-from paradepth.distributed import World
 from paradepth.models import CausalLM, generate
 from paradepth.train.config import Config
-from paradepth.train.tasks.base import Task
+from paradepth.train.tasks.windows import WindowTask
 
 _EVALUATED_TOKENS = 2**15  # at a time: their logits of every prefix are in memory together
 _PROMPT, _CONTINUATION = 32, 100  # tokens of an example
 
 
-class LanguageTask(Task):
+class LanguageTask(WindowTask):
     """Predicts every next token: a sample is a window of `context` tokens, with as many targets.
 
     Raises:
@@ -31,67 +29,21 @@ class LanguageTask(Task):
     """
 
     model_class = CausalLM
-    data_names: ClassVar[tuple[str, ...]] = TEXT_NAMES
-    kind = "text"
-    own_options = ("tokenizer", "vocab_size")
-
-    data: TextData
+    tokenizer = "bytes"
 
     def __init__(self, config: Config, data: TextData) -> None:
         super().__init__(config, data)
-        self.context: int = self.shape.context
+        self.window: int = self.shape.context
         noun = "bytes" if isinstance(data.tokenizer, ByteTokenizer) else "tokens"
-        self.unit = f"windows of {self.context} {noun}"
-        self.evaluation_batch = max(1, _EVALUATED_TOKENS // self.context)
-        for split in SPLITS:
-            if self.count(split) < 1:
-                raise ValueError(
-                    f"context is {self.context}, but the {split} text of {data.name!r} has only "
-                    f"{len(self._tokens(split))} {noun}; take a shorter context or a longer text"
-                )
-
-    @classmethod
-    def load(cls, config: Config, *, assets: Path | None = None) -> Self:
-        d = config.data_options
-        data = load_text(
-            d.data,
-            data_dir=d.data_dir,
-            validation_fraction=d.validation_fraction,
-            tokenizer=d.tokenizer or "bytes",
-            vocab_size=d.vocab_size,
-            assets=assets,
-        )
-        return cls(config, data)
-
-    def save_assets(self, folder: Path) -> None:
-        self.data.tokenizer.save(folder)
+        self.unit = f"windows of {self.window} {noun}"
+        self.evaluation_batch = max(1, _EVALUATED_TOKENS // self.window)
+        self.check_lengths(noun=noun)
 
     def data_shape(self) -> dict[str, Any]:
         return {"vocab_size": self.data.vocab_size}
 
-    def _tokens(self, split: str) -> Tensor:
-        return getattr(self.data, split)
-
-    def count(self, split: str) -> int:
-        tokens = self._tokens(split)
-        if split == "train":
-            return shuffled_windows(len(tokens), self.context)
-        return len(ordered_windows(tokens, self.context)[0])
-
-    def batches(self, world: World) -> TextBatches:
-        size, seed = self.config.optimiser_options.batch_size, self.config.run_options.seed
-        return TextBatches(
-            self.data.train,
-            self.context,
-            size,
-            seed,
-            rank=world.rank,
-            world_size=world.size,
-            device=self.data.device,
-        )
-
     def ordered(self, split: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        inputs_NT, targets_NT = ordered_windows(self._tokens(split), self.context)
+        inputs_NT, targets_NT = ordered_windows(self.tokens(split), self.window)
         inputs_BT, targets_BT = (part[start:stop].long().to(self.data.device) for part in (inputs_NT, targets_NT))
         return inputs_BT, targets_BT
 
@@ -99,7 +51,7 @@ class LanguageTask(Task):
         """Perplexity e^loss, of a token, and bits per byte, loss / ln 2 over the bytes that a token stands for."""
         bits_per_nat = 1 / (math.log(2) * self.data.bytes_per_token(split))
         return {
-            "perplexity": [math.exp(value) if value < 700 else math.inf for value in loss],
+            "perplexity": self.perplexity(loss),
             "bits_per_byte": [value * bits_per_nat for value in loss],
         }
 
@@ -108,12 +60,12 @@ class LanguageTask(Task):
         return {**super().details(model, split), "examples": self._continuations(model, split)}
 
     def _continuations(self, model: CausalLM, split: str) -> list[dict[str, str]]:
-        tokenizer, tokens = self.data.tokenizer, self._tokens(split)
-        length = max(1, min(self.context // 2, _PROMPT))
-        starts = dict.fromkeys((0, self.count(split) // 2 * self.context))
+        tokenizer, tokens = self.data.tokenizer, self.tokens(split)
+        length = max(1, min(self.window // 2, _PROMPT))
+        starts = dict.fromkeys((0, self.count(split) // 2 * self.window))
         prompts = [tokenizer.decode(tokens[start : start + length].tolist()) for start in starts]
         # Half a character, or a tokeniser that loses something, may make the text longer than it was.
-        prompts = [prompt for prompt in prompts if 1 <= len(tokenizer.encode(prompt)) <= self.context]
+        prompts = [prompt for prompt in prompts if 1 <= len(tokenizer.encode(prompt)) <= self.window]
         examples = [{"prompt": prompt} for prompt in prompts]
         for k in dict.fromkeys((1, model.prefixes)) if prompts else ():
             name = "continuation" if model.prefixes == 1 else f"{k} branch{'es' * (k > 1)}"
