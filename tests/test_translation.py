@@ -395,6 +395,15 @@ def test_a_run_learns_to_translate_and_is_scored_by_prefix(run: Path, corpus: Pa
     assert "bleu" not in events(run, "validation")[-1]
 
 
+def test_operations_are_counted_for_the_length_that_pairs_have(corpus: Path, tmp_path: Path) -> None:
+    start_run(config(corpus, budget="4 steps"), tmp_path / "run")
+    built, tokenizer = paradepth.from_pretrained(tmp_path / "run"), load_tokenizer(tmp_path / "run")
+    source, target = (sum(len(tokenizer.encode(pair[side])) + 1 for pair in NUMBERS) / len(NUMBERS) for side in (0, 1))
+    cost = update_cost(built, Objective(1), built.parts(), tokens=(round(source), round(target)))
+    assert events(tmp_path / "run", "end")[0]["flops"] == pytest.approx(4 * 12 * cost.flops)
+    assert cost.flops < update_cost(built, Objective(1), built.parts()).flops
+
+
 def test_evaluating_measures_again(run: Path, corpus: Path) -> None:
     found = json.loads((run / "evaluation.json").read_text())
     again = evaluate_run(run)

@@ -67,6 +67,15 @@ class Ragged:
         return Ragged(self.flat.to(device), self.lengths_N.to(device))
 
 
+def mean_length(lengths_N: Tensor) -> int:
+    """The mean of lengths, rounded, at least 1.
+
+    >>> mean_length(torch.tensor([2, 4, 5]))
+    4
+    """
+    return max(1, round(lengths_N.double().mean().item()))
+
+
 class PaddedBatches:
     """Shuffled batches of samples of similar lengths, addressed by pass and index, as `Batches` of images are.
 

@@ -30,15 +30,17 @@ class Cost:
         return Cost(self.layer_evals * samples, self.flops * samples)
 
 
-def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[str]) -> Cost:
+def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[str], *, tokens: Any = None) -> Cost:
     """Cost of one update with `objective` for one sample, when only the parts in `trainable` learn.
+
+    Operations are those of a sample of `tokens` tokens, (S, T) for a joined state; by default of a full sample.
 
     >>> from paradepth import create_model
     >>> model = create_model("paraformer_nano", branches=4, depth=2)
     >>> update_cost(model, Objective(3), model.parts()).layer_evals
     6.0
     """
-    tokens = model.tokens
+    tokens = model.tokens if tokens is None else tokens
     stem = "stem" in trainable
     stacks = (
         {f"branch{i}": branch for i, branch in enumerate(list(model.trunk.branches)[: objective.prefix], start=1)}

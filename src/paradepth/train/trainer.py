@@ -82,6 +82,7 @@ class Trainer:
         self.optimiser = Optimiser(model, o)
         self.average = MovingAverage(model, o.ema) if o.ema else None
         self.batches = task.batches(world)
+        self.mean_tokens = task.mean_tokens(model)
         self.step = 0
         self.spent = Cost()
         self.seconds = 0.0
@@ -280,7 +281,8 @@ class Trainer:
             self.optimiser.step()
             if self.average:
                 self.average.update(self.model)
-            self.spent = self.spent + update_cost(self.model, objective, trainable) * o.batch_size
+            cost = update_cost(self.model, objective, trainable, tokens=self.mean_tokens)
+            self.spent = self.spent + cost * o.batch_size
         self.step += 1
         return loss.item(), hits.item(), counted.item(), norm.item()
 

@@ -139,6 +139,11 @@ class Task(ABC):
 
     # ---- training ------------------------------------------------------------------------------------------
 
+    def mean_tokens(self, model: Any) -> Any:
+        """T of a training sample on average, or (S, T), which operations are counted for; `model.tokens` where all
+        samples are full."""
+        return model.tokens
+
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paradepth.data.labelled import LABELLED_NAMES, LabelledData, LabelledSplit, load_labelled
-from paradepth.data.padded import PaddedBatches
+from paradepth.data.padded import PaddedBatches, mean_length
 from paradepth.data.tokenizer import FILE, Tokenizer, check_vocabulary, load_tokenizer, tokenizer_of, with_specials
 from paradepth.distributed import World
 from paradepth.models import HFClassifier, SequenceClassifier, model_config
@@ -82,6 +82,11 @@ class ClassifyTask(Task):
     @property
     def _pad(self) -> int:
         return self.data.tokenizer.special("<pad>")
+
+    def mean_tokens(self, model: Any) -> int:
+        if self._length is not None:
+            return self._length
+        return mean_length(self.split("train").tokens.lengths_N.clamp(max=model.tokens))
 
     def batches(self, world: World) -> PaddedBatches:
         train = self.split("train")

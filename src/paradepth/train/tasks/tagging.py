@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from paradepth.data.padded import PaddedBatches, Ragged
+from paradepth.data.padded import PaddedBatches, Ragged, mean_length
 from paradepth.data.seeds import generator
 from paradepth.data.tag_data import UNSEEN as UNSEEN_LABEL
 from paradepth.data.tag_data import UNTAGGED, TaggedData, TaggedSplit, encode_treebank
@@ -93,6 +93,9 @@ class TaggingTask(Task):
         return len(self._splits[split])
 
     # ---- training ------------------------------------------------------------------------------------------
+
+    def mean_tokens(self, model: Any) -> int:
+        return mean_length(self._splits["train"].rows.lengths_N)
 
     def batches(self, world: World) -> PaddedBatches:
         split = self._splits["train"]

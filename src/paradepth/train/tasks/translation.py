@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from paradepth.data.padded import PaddedBatches
+from paradepth.data.padded import PaddedBatches, mean_length
 from paradepth.data.pairs import PAIR_NAMES, PairData, PairSplit, load_pairs
 from paradepth.data.tokenizer import check_vocabulary
 from paradepth.distributed import World
@@ -81,6 +81,11 @@ class TranslationTask(Task):
 
     def count(self, split: str) -> int:
         return len(getattr(self.data, split))
+
+    def mean_tokens(self, model: Any) -> tuple[int, int]:
+        split = self.data.train
+        # The last token of a target is predicted only.
+        return mean_length(split.sources.lengths_N), mean_length(split.targets.lengths_N - 1)
 
     def batches(self, world: World) -> PaddedBatches:
         split = self.data.train
