@@ -112,6 +112,11 @@ class Branches(nn.Module):
             detach: a prefix sees the ones before it as constants, so that its loss trains its newest branch alone:
                 boosting.
         """
+        return _stack(self.each_prefix(x, *inputs, branches=branches, detach=detach))
+
+    def each_prefix(self, x: Any, *inputs: Any, branches: int | None = None, detach: bool = False) -> list[Any]:
+        """The states of `prefix_states` one by one, each of the structure and shape of `x`: that of a prefix is
+        computed from its own branches and no others."""
         states: list[State] = []
         for g in self.executor.outputs(self.first(branches), x, *inputs):
             if not states:
@@ -119,7 +124,7 @@ class Branches(nn.Module):
                 continue
             before = detached(states[-1]) if detach else states[-1]
             states.append(add(before, subtract(pack(g), pack(x)) if self.aggregate == "residual" else pack(g)))
-        return _stack([unpack(state, like=x) for state in states])
+        return [unpack(state, like=x) for state in states]
 
     def flops(self, tokens: Any, *, branches: int | None = None) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""

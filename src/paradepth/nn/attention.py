@@ -38,9 +38,9 @@ def attend(
     """
     T, S = q_BHTK.shape[2], k_BHSK.shape[2]
     fused = fused_is_faster(q_BHTK) and not (dropout.p > 0.0 and dropout.training)
-    causal = causal and T > 1  # the last token sees all
-    kernel_is_causal = causal and fused and mask is None and T == S  # cheaper than a mask, and the same
-    if causal and not kernel_is_causal:
+    whole = bool(T == S)  # no tokens are remembered; symbols compare, too, while a graph is exported
+    kernel_is_causal = causal and fused and mask is None and whole  # cheaper than a mask, and the same
+    if causal and not kernel_is_causal and (whole or T > 1):  # the last token sees all that is remembered
         past_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T)
         mask = past_TS if mask is None else mask & past_TS
     if fused:

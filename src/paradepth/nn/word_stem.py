@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paradepth.nn.dropout import Dropout
 from paradepth.nn.token_stem import check_numbers
@@ -83,9 +84,8 @@ class WordStem(nn.Module):
         if self.before is not None and self.after is not None:
             # A last word has zeros behind it, whether padding follows or not.
             e_BTD = e_BTD * (words_BTF[..., :1] != PADDING)
-            nothing_B1D = torch.zeros_like(e_BTD[:, :1])
-            before_BTD = torch.cat([nothing_B1D, e_BTD[:, :-1]], dim=1)
-            after_BTD = torch.cat([e_BTD[:, 1:], nothing_B1D], dim=1)
+            around_BTD = F.pad(e_BTD, (0, 0, 1, 1))  # and the first word has zeros before it
+            before_BTD, after_BTD = around_BTD[:, :-2], around_BTD[:, 2:]
             e_BTD = e_BTD + self.before(before_BTD) + self.after(after_BTD)
         return self.dropout(e_BTD + self.positions[: words_BTF.shape[1]])
 
