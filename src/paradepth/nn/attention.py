@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paradepth.nn.cache import KeyValueCache
-from paradepth.nn.dropout import Dropout
+from paradepth.nn.dropout import Dropout, StackedDropout
 
 
 def fused_is_faster(q: Tensor) -> bool:
@@ -25,7 +25,13 @@ def fused_is_faster(q: Tensor) -> bool:
 
 
 def attend(
-    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, *, mask: Tensor | None, causal: bool, dropout: Dropout
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: Dropout | StackedDropout,
 ) -> Tensor:
     """softmax(Q Kᵀ / √K) V for each head, shape (B, H, T, K).
 
@@ -38,8 +44,8 @@ def attend(
     """
     T, S = q_BHTK.shape[2], k_BHSK.shape[2]
     fused = fused_is_faster(q_BHTK) and not (dropout.p > 0.0 and dropout.training)
-    whole = bool(T == S)  # no tokens are remembered; symbols compare, too, while a graph is exported
-    kernel_is_causal = causal and fused and mask is None and whole  # cheaper than a mask, and the same
+    whole = causal and bool(T == S)  # no tokens are remembered; while a graph is exported these are symbols
+    kernel_is_causal = whole and fused and mask is None  # cheaper than a mask, and the same
     if causal and not kernel_is_causal and (whole or T > 1):  # the last token sees all that is remembered
         past_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T)
         mask = past_TS if mask is None else mask & past_TS

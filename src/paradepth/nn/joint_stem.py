@@ -77,7 +77,7 @@ class JointStem(nn.Module):
         Raises:
             ValueError: what `source` and `target` refuse, or another number of sources than of targets.
         """
-        if not isinstance(inputs, tuple | list) or len(inputs) != 2 or len(inputs[0]) != len(inputs[1]):
+        if not isinstance(inputs, tuple | list) or len(inputs) != 2 or inputs[0].shape[:1] != inputs[1].shape[:1]:
             what = [tuple(part.shape) for part in inputs] if isinstance(inputs, tuple | list) else type(inputs).__name__
             raise ValueError(f"inputs are {what}; this model takes source and target tokens, equally many of each")
         return self.source(inputs[0]), self.target(inputs[1])
