@@ -1,4 +1,4 @@
-"""What an executor needs to know of the other processes that own layers of the same stack."""
+"""What an executor needs to know of the other processes that own layers of the same trunk."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class Channel(ABC):
         """The sum of `values` over the row."""
 
     @abstractmethod
+    def gather(self, values: Tensor) -> Tensor:
+        """`values` of every process, of one shape, along a new first dimension in the order of ranks."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Waits until everything that was sent has left."""
 
@@ -58,6 +62,9 @@ class Alone(Channel):
 
     def sum(self, values: Tensor) -> Tensor:
         return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values.unsqueeze(0)
 
     def flush(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Processes in a row that share the layers of a stack: point-to-point messages over torch.distributed."""
+"""Processes in a row that share a trunk: messages over torch.distributed."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ class ProcessRow(Channel):
         with words_for_lost_processes("a sum over the processes"):
             dist.all_reduce(values, group=self.group)
         return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        values = values.detach().contiguous()
+        gathered = values.new_empty((self.size, *values.shape))
+        with words_for_lost_processes("gathering from the processes"):
+            dist.all_gather(list(gathered.unbind(0)), values, group=self.group)
+        return gathered
 
     def flush(self) -> None:
         with words_for_lost_processes("sending to a neighbour"):

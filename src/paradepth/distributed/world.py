@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from paradepth.depth import Channel
 from paradepth.depth.channel import Alone
@@ -22,20 +22,22 @@ from paradepth.distributed.row import ProcessRow, words_for_lost_processes
 
 @dataclass(frozen=True)
 class World:
-    """This process in the mesh (data, depth) of a run's processes.
+    """This process in the mesh (data, depth) or (data, branch) of a run's processes.
 
     Attributes:
         rank: number of this process along the data dimension, from 0: which samples it takes.
         size: processes along the data dimension.
         device: where this process computes.
-        row: the processes along the depth dimension, which share the layers of a stack.
+        row: the processes along the other dimension, which share a model's trunk: the layers of a stack, or branches.
+        mesh: of both dimensions, by name, for what torch does over a mesh, such as FSDP2; None where every process has
+            a whole model.
     """
 
     rank: int
     size: int
     device: torch.device
     row: Channel = field(default_factory=Alone)
-    _data_group: Any = None
+    mesh: DeviceMesh | None = None
 
     @property
     def processes(self) -> int:
@@ -49,7 +51,8 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The element-wise sum of `values` along the data dimension."""
-        return self._reduced(values, self._data_group) if self.size > 1 else values
+        group = None if self.mesh is None else self.mesh["data"].get_group()
+        return self._reduced(values, group) if self.size > 1 else values
 
     def sum_all(self, values: Tensor) -> Tensor:
         """The element-wise sum of `values` over all processes."""
@@ -95,7 +98,12 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def join_world(
-    device: str = "auto", *, depth: int = 1, timeout: float = 600.0, options: Mapping[str, Any] | None = None
+    device: str = "auto",
+    *,
+    depth: int = 1,
+    branch: int = 1,
+    timeout: float = 600.0,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[World]:
     """Joins the processes that `torchrun` started (or is alone without it) and leaves them at the end.
 
@@ -103,12 +111,15 @@ def join_world(
 
     Args:
         device: "auto", "cpu" or "cuda".
-        depth: processes along the depth dimension of the mesh; the rest of them are data parallel.
+        depth: processes that share the layers of a stack: the size of the mesh along its dimension "depth". The rest
+            of them are data parallel.
+        branch: processes that share branches, instead: the size of the mesh along its dimension "branch".
         timeout: seconds after which a process that does not answer counts as lost.
         options: of the run; processes that were started with different ones are refused.
 
     Raises:
-        ValueError: no such device, a number of processes that is no multiple of `depth`, or different options.
+        ValueError: no such device, both `depth` and `branch`, a number of processes that is no multiple of them, or
+            different options.
 
     >>> with join_world("cpu") as world:
     ...     world.rank, world.size
@@ -118,10 +129,12 @@ def join_world(
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if depth < 1 or size % depth:
+    width, name = _row_of(depth, branch)
+    what = {"depth": "a stack's layers", "branch": "branches"}[name]
+    if width < 1 or size % width:
         raise ValueError(
-            f"{size} processes cannot be cut into rows of {depth} that share a stack's layers; start a multiple of "
-            f"{depth} or change depth_processes"
+            f"{size} processes cannot be cut into rows of {width} that share {what}; start a multiple of "
+            f"{width} or change {name}_processes"
         )
     if size == 1:
         yield World(0, 1, chosen)
@@ -130,17 +143,33 @@ def join_world(
     if started:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
-        _check_agreement({"depth_processes": depth, **(options or {})}, chosen)
-        if depth == 1:
+        _check_agreement({"depth_processes": depth, "branch_processes": branch, **(options or {})}, chosen)
+        if width == 1:
             yield World(dist.get_rank(), size, chosen)
         else:
-            mesh = init_device_mesh(chosen.type, (size // depth, depth), mesh_dim_names=("data", "depth"))
-            row = ProcessRow(mesh["depth"].get_group())
-            data = mesh["data"].get_group()
-            yield World(dist.get_rank(data), size // depth, chosen, row, data)
+            mesh = init_device_mesh(chosen.type, (size // width, width), mesh_dim_names=("data", name))
+            rank = dist.get_rank(mesh["data"].get_group())
+            yield World(rank, size // width, chosen, ProcessRow(mesh[name].get_group()), mesh)
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def _row_of(depth: int, branch: int) -> tuple[int, Literal["depth", "branch"]]:
+    """How many processes share a trunk, and the name of their dimension of the mesh.
+
+    Raises:
+        ValueError: both are asked for.
+
+    >>> _row_of(1, 3)
+    (3, 'branch')
+    """
+    if depth != 1 and branch != 1:
+        raise ValueError(
+            f"depth_processes is {depth} and branch_processes {branch}: a trunk is a stack with layers to share, or "
+            "branches; take one of them"
+        )
+    return (depth, "depth") if branch == 1 else (branch, "branch")
 
 
 def process_count() -> int:
