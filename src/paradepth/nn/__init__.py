@@ -2,13 +2,14 @@
 
 from paradepth.nn.attention import CrossAttention, MultiHeadAttention
 from paradepth.nn.cache import KeyValueCache
-from paradepth.nn.dropout import Dropout, dropout_keys, set_dropout_key
+from paradepth.nn.dropout import Dropout, StackedDropout, dropout_keys, set_dropout_key
 from paradepth.nn.feed_forward import FeedForward
 from paradepth.nn.heads import ClassifierHead, LanguageModelHead, MaskedLMHead, TextClassifierHead, TokenClassifierHead
 from paradepth.nn.joint_layers import SourceLayer, TargetLayer
 from paradepth.nn.joint_stem import JointStem, TargetHead
 from paradepth.nn.layer import EncoderLayer
 from paradepth.nn.segment_stem import SegmentStem
+from paradepth.nn.stacked import StackedLayers
 from paradepth.nn.stem import PatchStem
 from paradepth.nn.token_stem import TokenStem
 from paradepth.nn.word_stem import WordStem
@@ -27,6 +28,8 @@ __all__ = [
     "PatchStem",
     "SegmentStem",
     "SourceLayer",
+    "StackedDropout",
+    "StackedLayers",
     "TargetHead",
     "TargetLayer",
     "TextClassifierHead",

@@ -11,6 +11,7 @@ gives the same mask on every device and compiles into the surrounding graph.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +60,47 @@ class Dropout(nn.Module):
         """Returns `x` with dropped elements, same shape and dtype."""
         if self.p == 0.0 or not self.training:
             return x
-        index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
-        h = _mix_(_mix_(index + self.key[0]).bitwise_xor_(self.key[1]))
-        threshold = round(self.p * 2**32) - 2**31  # signed comparison stands for the unsigned one
-        keep = (h >= threshold).view(x.shape)
-        return x * keep.to(x.dtype) * (1.0 / (1.0 - self.p))
+        return _dropped(x, self.p, self.key[0], self.key[1])
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class StackedDropout:
+    """Several `Dropout` modules, alike but for their keys, on as many tensors at once: each draws the mask that it
+    would draw alone.
+
+    Args:
+        drops: of one probability and one mode.
+
+    >>> drops = [Dropout(0.5) for _ in range(2)]
+    >>> for step, drop in enumerate(drops):
+    ...     set_dropout_key(drop, seed=1, step=step)
+    >>> x = torch.ones(2, 8)
+    >>> bool(torch.equal(StackedDropout(drops)(x), torch.stack([drop(row) for drop, row in zip(drops, x)])))
+    True
+    """
+
+    def __init__(self, drops: Sequence[Dropout]) -> None:
+        self.drops = drops
+        self.p, self.training = drops[0].p, drops[0].training
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x` with dropped elements; its first dimension holds each module's part, one after another."""
+        if self.p == 0.0 or not self.training:
+            return x
+        keys_m2 = torch.stack([drop.key for drop in self.drops])
+        return _dropped(x, self.p, keys_m2[:, :1], keys_m2[:, 1:])
+
+
+def _dropped(x: Tensor, p: float, key0: Tensor, key1: Tensor) -> Tensor:
+    """`x` dropped under one key, or cut along its first dimension into as many parts as there are keys (m, 1)."""
+    parts = key0.numel()
+    index = torch.arange(x.numel() // parts, dtype=torch.int32, device=x.device)
+    h = _mix_(_mix_(index + key0).bitwise_xor_(key1))
+    threshold = round(p * 2**32) - 2**31  # signed comparison stands for the unsigned one
+    keep = (h >= threshold).view(x.shape)
+    return x * keep.to(x.dtype) * (1.0 / (1.0 - p))
 
 
 def dropout_keys(module: nn.Module) -> list[Tensor]:
