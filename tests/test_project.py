@@ -23,7 +23,7 @@ def test_version_is_the_same_everywhere() -> None:
     assert f"## [{paradepth.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("extra", ["", "train", "dev"])
+@pytest.mark.parametrize("extra", ["", "train", "export", "dev"])
 def test_every_direct_dependency_has_a_tested_version(extra: str) -> None:
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
     wanted = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]

@@ -31,7 +31,7 @@ from paradepth.recipes import get_recipe
 from paradepth.train import Config, resume_run, start_run
 from paradepth.train.config import check_options
 from paradepth.train.step import IGNORED
-from paradepth.train.tag import tag
+from paradepth.predict import tag
 from paradepth.train.tasks import load_data
 from paradepth.train.tasks.tagging import TaggingTask
 from runs import events

@@ -9,31 +9,69 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from paradepth import __version__
-from paradepth.cli import generate, runs, train, translate, use
-from paradepth.cli.parse import Commands, is_main_process
+from paradepth.cli.parse import is_main_process
 from paradepth.cli.show import show
 
-COMMANDS: Commands = {**train.COMMANDS, **use.COMMANDS, **generate.COMMANDS, **translate.COMMANDS, **runs.COMMANDS}
+COMMANDS = {
+    "train": "train",
+    "finetune": "train",
+    "resume": "train",
+    "predict": "use",
+    "generate": "generate",
+    "translate": "translate",
+    "export": "export",
+    "evaluate": "runs",
+    "report": "runs",
+    "list": "runs",
+    "study": "runs",
+}
+"""Commands, and the module of each. A module is imported for its own commands only: what an exported file is used with
+needs no package for training."""
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"paradepth.cli.{name}")
+
+
+def _usage() -> str:
+    lines = ["usage: paradepth COMMAND …", ""]
+    for command, module in COMMANDS.items():
+        try:
+            about = _module(module).COMMANDS[command][1]
+        except ModuleNotFoundError as error:
+            about = _missing(error)
+        lines.append(f"  {command:10} {about}")
+    return "\n".join(lines)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    if error.name is None or error.name.split(".")[0] == "paradepth":
+        raise error
+    return f"needs the package {error.name.split('.')[0]}: pip install 'paradepth[train]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    usage = "usage: paradepth COMMAND …\n\n" + "\n".join(f"  {n:10} {about}" for n, (_, about) in COMMANDS.items())
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage + "\n\n`paradepth COMMAND --help` explains a command.")
+        print(_usage() + "\n\n`paradepth COMMAND --help` explains a command.")
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
         return 0
     command, *options = arguments
     if command not in COMMANDS:
-        print(f"unknown command {command!r}\n\n{usage}", file=sys.stderr)
+        print(f"unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
-        result = COMMANDS[command][0](options)
+        result = _module(COMMANDS[command]).COMMANDS[command][0](options)
+    except ModuleNotFoundError as error:
+        print(f"refused: {command} {_missing(error)}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2

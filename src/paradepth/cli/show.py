@@ -1,45 +1,53 @@
-"""Results for people."""
+"""Results for people. Plain print: no command needs a package to say what it found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 
 def show(result: dict[str, Any]) -> None:
     """Prints a result for people."""
-    console = Console(soft_wrap=True, highlight=False)
     for key, value in result.items():
         if isinstance(value, dict) and value and not any(isinstance(v, list | dict) for v in value.values()):
-            table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-            for name, about in value.items():
-                table.add_row(str(name), str(about))
-            console.print(table)
+            _table([(str(name), str(about)) for name, about in value.items()])
         elif key == "accuracy" and isinstance(value, list):
-            console.print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
+            print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
         elif key == "predictions":
             for item in value:
-                if "tags" in item:
-                    pairs = zip(item["words"], item["tags"], strict=True)
-                    console.print(" ".join(f"{word}/{tag}" for word, tag in pairs), markup=False)
-                    continue
-                if "masks" in item:
-                    for place in item["masks"]:
-                        guesses = ", ".join(f"{g['token']!r} {100 * g['confidence']:.1f} %" for g in place)
-                        console.print(f"{item['text']}: {guesses}", markup=False)
-                    continue
-                best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
-                said = item.get("image", item.get("text"))
-                console.print(f"{' | '.join(said) if isinstance(said, list) else said}: {best}", markup=False)
+                _prediction(item)
+        elif key == "latency":
+            rows = [("batch", "milliseconds", "middle half", "")]
+            for row in value:
+                middle = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+                rows.append((str(row["batch"]), f"{row['median_ms']:.2f}", middle, row["what"]))
+            _table(rows)
         elif key == "examples":
             for item in value:
-                console.print("\n" + "\n".join(f"{name}: {text}" for name, text in item.items()), markup=False)
+                print("\n" + "\n".join(f"{name}: {text}" for name, text in item.items()))
+        elif key == "outputs":
+            print("outputs: " + ", ".join(value))
         elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
-            console.print(f"{key} by prefix: " + "  ".join(f"{v:.4g}" for v in value), markup=False)
+            print(f"{key} by prefix: " + "  ".join(f"{v:.4g}" for v in value))
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
-            console.print("\n".join(value), markup=False)
+            print("\n".join(value))
         else:
-            shown = f"{value:,.4g}" if isinstance(value, float) else value
-            console.print(f"{key}: {shown}", markup=False)
+            print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+def _prediction(item: dict[str, Any]) -> None:
+    if "tags" in item:
+        print(" ".join(f"{word}/{tag}" for word, tag in zip(item["words"], item["tags"], strict=True)))
+    elif "masks" in item:
+        for place in item["masks"]:
+            print(f"{item['text']}: " + ", ".join(f"{g['token']!r} {100 * g['confidence']:.1f} %" for g in place))
+    else:
+        said = item.get("image", item.get("text"))
+        best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
+        print(f"{' | '.join(said) if isinstance(said, list) else said}: {best}")
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from paradepth.cli.parse import Commands, parse
-from paradepth.models import from_pretrained
+
+_TEXTS = ("sequence_classifier", "hf_classifier")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class _Predict:
     """Classify image files or texts, fill in masked words, or tag sentences, by the kind of the model."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or a folder with config.json and model.safetensors."""
+    """Run directory, a folder with config.json and model.safetensors, or a file FILE.onnx of `paradepth export`."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Image files; texts to classify; texts with <mask> for a masked language model; for a tagger sentences, whose
     words are separated by spaces."""
@@ -34,45 +36,74 @@ class _Predict:
     """Print the result as one JSON object."""
 
 
+@dataclass(frozen=True)
+class Assets:
+    """What using a model needs besides its weights; looked for when it is needed."""
+
+    tokenizer: Callable[[], Any]
+    words: Callable[[], Any]
+
+
 def _predict(options: Sequence[str]) -> dict[str, Any]:
     o = parse(_Predict, options, "predict")
-    model = from_pretrained(o.run)
+    model, assets = _model(o.run)
     if o.raw and model.model_type != "tagger":
         raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
-    if o.pairs and model.model_type not in ("sequence_classifier", "hf_classifier"):
+    if o.pairs and model.model_type not in _TEXTS:
         raise ValueError(f"pairs are texts to classify; they mean nothing to a model of type {model.model_type!r}")
     if model.model_type == "masked_lm":
-        return {"predictions": _fill(model, o)}
-    if model.model_type in ("sequence_classifier", "hf_classifier"):
-        return {"predictions": _classify_texts(model, o)}
+        return {"predictions": _fill(model, assets, o)}
+    if model.model_type in _TEXTS:
+        return {"predictions": _classify_texts(model, assets, o)}
     if model.model_type == "tagger":
-        return {"predictions": _tag(model, o)}
+        return {"predictions": _tag(model, assets, o)}
     return {"predictions": _classify_images(model, o)}
 
 
+def _model(place: Path) -> tuple[Any, Assets]:
+    """A run's model, or an exported one; and what else is needed to use it."""
+    if place.is_file() or place.suffix == ".onnx":
+        from paradepth.export.runtime import OnnxModel
+
+        model = OnnxModel(place.expanduser())
+        return model, Assets(model.tokenizer, model.words)
+    from paradepth.data.tokenizer import load_tokenizer
+    from paradepth.data.words import load_words
+    from paradepth.models import from_pretrained
+
+    return from_pretrained(place), Assets(partial(load_tokenizer, place), partial(load_words, place))
+
+
 def _classify_images(model: Any, o: _Predict) -> list[dict[str, Any]]:
-    from paradepth.train.use import predict_images
+    from paradepth.predict import predict_images
 
     return predict_images(model, o.inputs, branches=o.branches, top=o.top)
 
 
-def _classify_texts(model: Any, o: _Predict) -> list[dict[str, Any]]:
-    from paradepth.train.predict import predict_texts, text_tokenizer
+def _classify_texts(model: Any, assets: Assets, o: _Predict) -> list[dict[str, Any]]:
+    from paradepth.predict import predict_texts
 
     size = 2 if o.pairs else 1
     if len(o.inputs) % size:
         raise ValueError(f"pairs of texts are an even number of inputs, and there are {len(o.inputs)}")
     texts = [o.inputs[i : i + size] for i in range(0, len(o.inputs), size)]
-    return predict_texts(model, text_tokenizer(o.run, model), texts, branches=o.branches, top=o.top)
+    return predict_texts(model, _tokenizer(model, assets), texts, branches=o.branches, top=o.top)
 
 
-def _fill(model: Any, o: _Predict) -> list[dict[str, Any]]:
+def _tokenizer(model: Any, assets: Assets) -> Any:
+    from paradepth.predict import check_tokenizer
+
+    tokenizer = assets.tokenizer()
+    check_tokenizer(tokenizer, model)
+    return tokenizer
+
+
+def _fill(model: Any, assets: Assets, o: _Predict) -> list[dict[str, Any]]:
     from paradepth.models import fill_mask
-    from paradepth.train.predict import text_tokenizer
 
     if not o.inputs:
         raise ValueError('predict needs at least one text, such as "A <mask> to fill."')
-    tokenizer = text_tokenizer(o.run, model)
+    tokenizer = _tokenizer(model, assets)
     found = [(text, fill_mask(model, tokenizer, text, top=o.top, branches=o.branches)) for text in o.inputs]
     return [
         {"text": text, "masks": [[{"token": token, "confidence": p} for token, p in place] for place in places]}
@@ -80,9 +111,9 @@ def _fill(model: Any, o: _Predict) -> list[dict[str, Any]]:
     ]
 
 
-def _tag(model: Any, o: _Predict) -> list[dict[str, Any]]:
-    from paradepth.data.words import load_words, split_words
-    from paradepth.train.tag import tag
+def _tag(model: Any, assets: Assets, o: _Predict) -> list[dict[str, Any]]:
+    from paradepth.data.words import split_words
+    from paradepth.predict import tag
 
     if o.top != 1:
         raise ValueError(f"top is {o.top}; a tagger names one tag for each word")
@@ -92,7 +123,7 @@ def _tag(model: Any, o: _Predict) -> list[dict[str, Any]]:
     for text, words in zip(o.inputs, sentences, strict=True):
         if not words:
             raise ValueError(f"the sentence {text!r} has no words")
-    tags = tag(model, load_words(o.run), sentences, branches=o.branches)
+    tags = tag(model, assets.words(), sentences, branches=o.branches)
     return [{"words": words, "tags": found} for words, found in zip(sentences, tags, strict=True)]
 
 

@@ -178,13 +178,23 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{place} is no tokeniser: there is no file {path}")
     try:
-        content = path.read_text(encoding="utf-8")
-        described = json.loads(content)
-        if isinstance(described, dict) and described.get("paradepth") == "bytes":
-            return ByteTokenizer(special=bool(described["special"]))
-        return _from_string(content)
-    except (ValueError, KeyError, OSError) as error:
+        return read_tokenizer(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} does not hold a tokeniser: {error}") from error
+
+
+def read_tokenizer(content: str) -> Tokenizer:
+    """The tokeniser that the content of a `tokenizer.json` describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    described = json.loads(content)
+    if isinstance(described, dict) and described.get("paradepth") == "bytes":
+        if "special" not in described:
+            raise ValueError("it does not say whether there are special tokens")
+        return ByteTokenizer(special=bool(described["special"]))
+    return _from_string(content)
 
 
 def _from_string(content: str) -> BPETokenizer:

@@ -158,14 +158,26 @@ def load_words(place: str | Path) -> WordVocabulary:
     if not path.is_file():
         raise ValueError(f"{place} has no vocabulary of words: there is no file {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["paradepth"] != "words" or not all(isinstance(word, str) for word in content["words"]):
-            raise ValueError("it is something else")
-        if content["version"] != _VERSION:
-            raise ValueError(f"its version is {content['version']}, this paradepth reads {_VERSION}")
-        return WordVocabulary(content["words"], buckets=content["buckets"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return read_words(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} does not hold a vocabulary of words: {error}") from error
+
+
+def read_words(content: str) -> WordVocabulary:
+    """The vocabulary that the content of a `words.json` describes.
+
+    Raises:
+        ValueError: it describes none, or one of another version.
+    """
+    try:
+        described = json.loads(content)
+        if described["paradepth"] != "words" or not all(isinstance(word, str) for word in described["words"]):
+            raise ValueError("it is something else")
+        if described["version"] != _VERSION:
+            raise ValueError(f"its version is {described['version']}, this paradepth reads {_VERSION}")
+        return WordVocabulary(described["words"], buckets=described["buckets"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is something else: {error!r}") from error
 
 
 def check_words(vocabulary: WordVocabulary, vocab_size: int, features: int) -> None:

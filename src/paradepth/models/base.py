@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from paradepth.branches import Aggregate, Branches
@@ -118,6 +119,11 @@ class TrunkModel(nn.Module):
     def prefixes(self) -> int:
         """Number of prefix models: the branches, or 1 for a serial stack."""
         return len(self.trunk) if isinstance(self.trunk, Branches) else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def _branches(self, what: str) -> Branches:
         if not isinstance(self.trunk, Branches):
@@ -252,8 +258,17 @@ class TrunkModel(nn.Module):
         Raises:
             ValueError: unknown or invalid fields.
         """
+        return cls(cls.read_config(config))
+
+    @classmethod
+    def read_config(cls, config: dict[str, Any]) -> Any:
+        """The shape that a `config.json` describes.
+
+        Raises:
+            ValueError: unknown or invalid fields.
+        """
         known = {f.name for f in dataclasses.fields(cls.config_class)}
         unknown = sorted(set(config) - known)
         if unknown:
             raise ValueError(f"unknown model options {unknown}; known are {sorted(known)}")
-        return cls(cls.config_class(**config))
+        return cls.config_class(**config)

@@ -62,6 +62,21 @@ class MaskedLM(EncoderModel):
         return self.head(state)
 
 
+class Guesser(Protocol):
+    """What `fill_mask` needs of a model: a `MaskedLM`, or an exported one."""
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        ...
+
+    def __call__(self, inputs: Any, *, branches: int | None = None) -> Tensor:
+        """Logits (B, P, V) of (tokens (B, T), places (B, P))."""
+        ...
+
+
 class Vocabulary(Protocol):
     """What `fill_mask` needs of a tokeniser."""
 
@@ -80,7 +95,7 @@ class Vocabulary(Protocol):
 
 @torch.no_grad()
 def fill_mask(
-    model: MaskedLM, tokenizer: Vocabulary, text: str, *, top: int = 5, branches: int | None = None
+    model: Guesser, tokenizer: Vocabulary, text: str, *, top: int = 5, branches: int | None = None
 ) -> list[list[tuple[str, float]]]:
     """The likeliest tokens at every <mask> of a text.
 
@@ -125,8 +140,7 @@ def fill_mask(
             f"the text has {len(tokens)} tokens with its ends, and the model's context is {model.config.context}; take "
             "a shorter one"
         )
-    device = next(model.parameters()).device
-    inputs = torch.tensor([tokens], device=device), torch.tensor([places], device=device)
+    inputs = torch.tensor([tokens], device=model.device), torch.tensor([places], device=model.device)
     best = model(inputs, branches=branches)[0].float().softmax(dim=-1).topk(top)
     return [
         [(tokenizer.decode([number]), value) for number, value in zip(numbers, values, strict=True)]

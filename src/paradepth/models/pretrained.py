@@ -42,10 +42,23 @@ def build_model(config: dict[str, Any]) -> Any:
     Raises:
         ValueError: no or unknown `model_type`, or bad options.
     """
+    return _class(config).from_config(config["model"])
+
+
+def read_config(config: dict[str, Any]) -> Any:
+    """The shape that the content of a `config.json` describes.
+
+    Raises:
+        ValueError: no or unknown `model_type`, or bad options.
+    """
+    return _class(config).read_config(config["model"])
+
+
+def _class(config: dict[str, Any]) -> Any:
     kind = config.get("model_type")
     if kind not in _MODEL_TYPES:
         raise ValueError(f"model_type is {kind!r}; known are {sorted(_MODEL_TYPES)}")
-    return _MODEL_TYPES[kind].from_config(config["model"])
+    return _MODEL_TYPES[kind]
 
 
 def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | None = None) -> Path:

@@ -1,16 +1,12 @@
-"""Using a finished run: measuring it and classifying images."""
+"""Using a finished run: measuring it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from paradepth.data.images import read_image
 from paradepth.distributed import join_world
-from paradepth.models import ImageClassifier, TrunkModel, from_pretrained
+from paradepth.models import TrunkModel, from_pretrained
 from paradepth.train.evaluate import evaluate
 from paradepth.train.run import read_run_config
 from paradepth.train.tasks import load_data
@@ -59,46 +55,3 @@ def evaluate_run(
         **result.scores,
         **outputs,
     }
-
-
-@torch.no_grad()
-def predict_images(
-    model: TrunkModel, images: Sequence[str | Path], *, branches: int | None = None, top: int = 1
-) -> list[dict[str, Any]]:
-    """Classifies image files.
-
-    Args:
-        model: an image classifier in evaluation mode.
-        images: paths; each is converted to the model's channels and size.
-        branches: use the first branches only.
-        top: number of classes named for each image.
-
-    Returns:
-        For each image its path and `top` classes with their confidence, the likeliest first.
-
-    Raises:
-        ValueError: another kind of model, no images, a file that is missing or no image, or `branches` or `top` out of
-            range.
-    """
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(
-            f"predict classifies images, and this is a model of type {model.model_type!r}; it cannot be asked for text "
-            "yet, but `paradepth evaluate` measures it"
-        )
-    if not images:
-        raise ValueError("predict needs at least one image file")
-    c = model.config
-    if not 1 <= top <= c.num_classes:
-        raise ValueError(f"top is {top}; it must be between 1 and {c.num_classes}, the number of classes")
-    results = []
-    names = c.class_names or tuple(str(i) for i in range(c.num_classes))
-    for path in images:
-        image_CHW = read_image(path, channels=c.channels, image_size=c.image_size)
-        p_N = model(image_CHW.unsqueeze(0).float() / 255, branches=branches).softmax(dim=-1)[0]
-        best = p_N.topk(top)
-        classes = [
-            {"class": names[i], "confidence": p}
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        results.append({"image": str(path), "classes": classes})
-    return results

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from paradepth.data.labelled import encoded
-from paradepth.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from paradepth.models import HFClassifier, TrunkModel
+from paradepth.data.tokenizer import Tokenizer, check_vocabulary
+from paradepth.predict.model import Model
 
 _TOGETHER = 64  # texts
 
 
-def text_tokenizer(folder: str | Path, model: Any) -> Tokenizer:
-    """The tokeniser of a run, checked against its model.
+def check_tokenizer(tokenizer: Tokenizer, model: Model) -> None:
+    """Refuses a tokeniser that was not made for a model of texts.
 
     Raises:
-        ValueError: there is none, it is damaged, or it does not belong to the model.
+        ValueError: their vocabularies differ.
     """
-    tokenizer = load_tokenizer(folder)
-    if not isinstance(model, HFClassifier):  # theirs may have more rows than tokens
+    if model.model_type != "hf_classifier":  # theirs may have more rows than tokens
         check_vocabulary(tokenizer, model.config.vocab_size)
-    return tokenizer
 
 
 @torch.no_grad()
 def predict_texts(
-    model: TrunkModel,
+    model: Model,
     tokenizer: Tokenizer,
     texts: Sequence[tuple[str, ...]],
     *,
@@ -39,7 +36,7 @@ def predict_texts(
     """Classifies texts or pairs of texts; one that is longer than the model's context is cut, with a warning.
 
     Args:
-        model: a `SequenceClassifier` or an `HFClassifier`, in evaluation mode.
+        model: a `SequenceClassifier` or an `HFClassifier`, in evaluation mode, or an exported one.
         tokenizer: the one that it was trained with.
         texts: text or texts of each sample.
         branches: use the first branches only.
@@ -67,10 +64,9 @@ def predict_texts(
         raise ValueError(f"top is {top}; it must be between 1 and {c.num_classes}, the number of classes")
     names = c.class_names or tuple(str(i) for i in range(c.num_classes))
     tokens = encoded(texts, tokenizer, c.context)
-    device = next(model.parameters()).device
     found = []
     for places_B in torch.arange(len(texts)).split(_TOGETHER):
-        p_BN = model(tokens.padded(places_B, pad=c.pad).to(device), branches=branches).float().softmax(dim=-1)
+        p_BN = model(tokens.padded(places_B, pad=c.pad).to(model.device), branches=branches).float().softmax(dim=-1)
         best = p_BN.topk(top, dim=-1)
         for place, values, numbers in zip(places_B.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
             sample = texts[place]

@@ -11,14 +11,14 @@ import torch
 
 from paradepth.data.tag_data import pieces
 from paradepth.data.words import WordVocabulary, check_words
-from paradepth.models import Tagger
+from paradepth.predict.model import Model
 
 _WORDS_AT_A_TIME = 2**14
 
 
 @torch.no_grad()
 def tag(
-    model: Tagger, vocabulary: WordVocabulary, sentences: Sequence[Sequence[str]], *, branches: int | None = None
+    model: Model, vocabulary: WordVocabulary, sentences: Sequence[Sequence[str]], *, branches: int | None = None
 ) -> list[list[str]]:
     """Labels of the words of sentences.
 
@@ -26,7 +26,7 @@ def tag(
     into even pieces, as it is in training.
 
     Args:
-        model: a tagger in evaluation mode.
+        model: a tagger in evaluation mode, or an exported one.
         vocabulary: that of its training, which lies beside it: `load_words(run)`.
         sentences: lists of words, tokenised as the training data are; `split_words` comes close for English.
         branches: use the first branches only.
@@ -46,7 +46,7 @@ def tag(
     >>> len(short), len(long)
     (2, 20)
     """
-    if not isinstance(model, Tagger):
+    if getattr(model, "model_type", None) != "tagger":
         raise ValueError(f"this is a model of type {getattr(model, 'model_type', model)!r}, and tag needs a tagger")
     c = model.config
     check_words(vocabulary, c.vocab_size, c.features)
@@ -69,7 +69,7 @@ def tag(
     found: dict[int, list[str]] = {}
     for first in range(0, len(order), size):
         chosen = order[first : first + size]
-        words_BTF = vocabulary.encode([cut[i] for i in chosen]).to(next(model.parameters()).device)
+        words_BTF = vocabulary.encode([cut[i] for i in chosen]).to(model.device)
         classes = model(words_BTF, branches=branches).argmax(dim=-1).tolist()
         found |= {i: [names[k] for k in row[: len(cut[i])]] for i, row in zip(chosen, classes, strict=True)}
     flat = iter([label for i in range(len(cut)) for label in found[i]])
