@@ -13,6 +13,7 @@ import tyro
 from paradepth.cli.parse import FLAT, Commands, first_line, parse, with_report
 from paradepth.recipes import RECIPES, get_recipe
 from paradepth.train.config import (
+    BranchOptions,
     Config,
     DataOptions,
     DepthOptions,
@@ -37,6 +38,7 @@ class _Train:
     data_options: FLAT[DataOptions] = field(default_factory=DataOptions)
     schedule_options: FLAT[ScheduleOptions] = field(default_factory=ScheduleOptions)
     depth_options: FLAT[DepthOptions] = field(default_factory=DepthOptions)
+    branch_options: FLAT[BranchOptions] = field(default_factory=BranchOptions)
     optimiser_options: FLAT[OptimiserOptions] = field(default_factory=OptimiserOptions)
     run_options: FLAT[RunOptions] = field(default_factory=RunOptions)
 
@@ -57,6 +59,8 @@ class _Resume:
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
+    branch_processes: int | None = None
+    """Processes that share the branches from now on; None: as before, or all where their number does not fit."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -126,7 +130,8 @@ def _given(options: Sequence[str], name: str) -> str | None:
 def _resume(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.train import resume_run
 
-    return with_report(resume_run(parse(_Resume, options, "resume").run))
+    o = parse(_Resume, options, "resume")
+    return with_report(resume_run(o.run, branch_processes=o.branch_processes))
 
 
 COMMANDS: Commands = {

@@ -232,6 +232,18 @@ class DepthOptions:
 
 
 @dataclass(frozen=True)
+class BranchOptions:
+    """How branches are evaluated in training.
+
+    Attributes:
+        branch_processes: processes that share the branches, each evaluating its own; a divisor of their number, the
+            rest being data parallel. None: every process has all branches.
+    """
+
+    branch_processes: int | None = None
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Running.
 
@@ -272,6 +284,7 @@ class Config:
     data_options: DataOptions = field(default_factory=DataOptions)
     schedule_options: ScheduleOptions = field(default_factory=ScheduleOptions)
     depth_options: DepthOptions = field(default_factory=DepthOptions)
+    branch_options: BranchOptions = field(default_factory=BranchOptions)
     optimiser_options: OptimiserOptions = field(default_factory=OptimiserOptions)
     run_options: RunOptions = field(default_factory=RunOptions)
 

@@ -1,4 +1,5 @@
-"""The depth of a training run: which executor evaluates the stack, on which processes, and the controller's probes."""
+"""The depth of a training run: which executor evaluates the stack, on which processes the layers or the branches lie,
+and the controller's probes."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from paradepth.branches import Branches
 from paradepth.depth import (
     MGRIT,
     Controller,
@@ -23,8 +25,8 @@ from paradepth.depth import (
     cut_into_parts,
     lipschitz,
 )
-from paradepth.distributed import World, process_count, shard_depth
-from paradepth.train.config import DepthOptions
+from paradepth.distributed import World, assign_branches, process_count, shard_branches, shard_depth
+from paradepth.train.config import BranchOptions, DepthOptions
 
 T = TypeVar("T")
 _POWER_ITERATIONS = 8
@@ -78,17 +80,31 @@ def depth_processes(options: DepthOptions) -> int:
     return process_count() if options.executor != "serial" else 1
 
 
-def check_depth(model: Any, options: DepthOptions, processes: int) -> None:
+def branch_processes(options: BranchOptions) -> int:
+    """Processes that share the branches: one where nothing else was asked for.
+
+    Raises:
+        ValueError: fewer than 1.
+    """
+    asked = options.branch_processes
+    if asked is not None and asked < 1:
+        raise ValueError(f"branch_processes is {asked}; it must be at least 1")
+    return 1 if asked is None else asked
+
+
+def check_depth(model: Any, options: DepthOptions, processes: int, branches: BranchOptions | None = None) -> None:
     """Refuses, before any work starts, what `DepthRun` could not set up.
 
     Args:
         model: the whole model.
-        options: executor and controller.
-        processes: in a row that shares the layers.
+        options: executor and controller of a stack.
+        processes: in a row that shares the layers or the branches.
+        branches: how branches are evaluated.
 
     Raises:
-        ValueError: options of a stack for a model with branches, a stack that the executor cannot solve or that
-            cannot be cut into so many parts, or a controller that makes no sense.
+        ValueError: options of a stack for a model with branches or the other way round, a stack that the executor
+            cannot solve or that cannot be cut into so many parts, fewer branches than processes, or a controller that
+            makes no sense.
     """
     executor, stack = build_executor(options), model.trunk
     if not isinstance(stack, Stack):
@@ -97,7 +113,13 @@ def check_depth(model: Any, options: DepthOptions, processes: int) -> None:
                 f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model has "
                 "branches"
             )
+        assign_branches([branch.depth for branch in stack.first(None)], ranks=processes)
         return
+    if branches is not None and branches.branch_processes is not None:
+        raise ValueError(
+            f"branch_processes is {branches.branch_processes}; processes share branches, and this model is a serial "
+            "stack (branches 0), whose layers are shared by depth_processes"
+        )
     if isinstance(executor, IterativeExecutor):
         executor.check(stack)
         if options.control:
@@ -116,12 +138,14 @@ def build_controller(executor: IterativeExecutor, options: DepthOptions) -> Cont
 
 
 class DepthRun:
-    """Sets a model's stack up for a run and wraps its training steps.
+    """Sets a model's trunk up for a run and wraps its training steps.
 
     Args:
-        model: a model on this process's device, equal on all; its stack is shared between the processes of a row.
-        options: executor and controller.
+        model: a model on this process's device, equal on all; its layers or branches are shared between the processes
+            of a row.
+        options: executor and controller of a stack.
         world: the processes.
+        branches: how branches are evaluated.
 
     Attributes:
         owned: parameters that this process alone has within its row.
@@ -130,32 +154,35 @@ class DepthRun:
         ValueError: what `check_depth` refuses.
     """
 
-    def __init__(self, model: nn.Module, options: DepthOptions, world: World) -> None:
+    def __init__(
+        self, model: nn.Module, options: DepthOptions, world: World, branches: BranchOptions | None = None
+    ) -> None:
         self.model, self.options, self.world = model, options, world
         self.executor = build_executor(options)
         self.owned: list[Tensor] = []
         self.controller: Controller | None = None
         trunk = model.trunk
         self.stack = trunk if isinstance(trunk, Stack) else None
-        check_depth(model, options, world.row.size)
-        if self.stack is None:
-            return
-        self.stack.executor = self.executor
-        shard_depth(self.stack, world.row)
-        if world.row.size > 1:
-            self.owned = list(self.stack.parameters())
-        if options.control:
+        check_depth(model, options, world.row.size, branches)
+        if isinstance(trunk, Branches):
+            shard_branches(trunk, world.row)
+        elif self.stack is not None:
+            self.stack.executor = self.executor
+            shard_depth(self.stack, world.row)
+        if self.shared:
+            self.owned = list(trunk.parameters())  # pyright: ignore[reportCallIssue]
+        if self.stack is not None and options.control:
             assert isinstance(self.executor, IterativeExecutor)
             self.controller = build_controller(self.executor, options)
 
     @property
     def shared(self) -> bool:
-        """Whether several processes share the layers."""
+        """Whether several processes share the layers or the branches."""
         return self.world.row.size > 1
 
     def belongs_here(self, name: str) -> bool:
-        """Whether the tensor called `name` in a checkpoint is of a layer that this process owns."""
-        return "trunk.layers." in name
+        """Whether the tensor called `name` in a checkpoint is of a layer or a branch that this process owns."""
+        return "trunk." in name
 
     @contextmanager
     def serial(self, model: Any = None) -> Iterator[None]:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from paradepth.atomic import write_json
-from paradepth.distributed import World, join_world
+from paradepth.distributed import World, join_world, process_count
 from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
-from paradepth.train.depth import check_depth, depth_processes
+from paradepth.train.depth import branch_processes, check_depth, depth_processes
 from paradepth.train.environment import command_line, environment
 from paradepth.train.learning import check_parts
 from paradepth.train.metrics import MetricsLog, SilentLog
@@ -46,7 +46,7 @@ _RUN_FILES = (
     "evaluation.json",
     "report.html",
 )
-_RUN_FOLDERS = ("checkpoints", "tensorboard")
+_RUN_FOLDERS = ("checkpoints", "tensorboard", "exported")
 
 
 def start_run(
@@ -90,16 +90,27 @@ def start_run(
         return _train(config, folder, world, parts, checkpoint=None, on_batch=on_batch)
 
 
-def resume_run(run_dir: str | Path, *, on_batch: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+def resume_run(
+    run_dir: str | Path,
+    *,
+    branch_processes: int | None = None,
+    on_batch: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
     """Continues an interrupted run from its newest good checkpoint, exactly as if it had not been interrupted.
 
     A damaged newest checkpoint is reported and the one before it is used.
+
+    Args:
+        run_dir: the run.
+        branch_processes: processes that share the branches from now on; None: as before, or all processes where their
+            number is no multiple of that.
+        on_batch: called with the step after each batch.
 
     Raises:
         ValueError: not a run directory, no usable checkpoint, or the run is already finished.
     """
     folder = Path(run_dir)
-    config = read_run_config(folder)
+    config = _on_these_processes(read_run_config(folder), branch_processes)
     if (folder / "model.safetensors").exists():
         raise ValueError(
             f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it"
@@ -130,8 +141,22 @@ def read_run_config(run_dir: str | Path) -> Config:
 
 
 def _joined(config: Config) -> AbstractContextManager[World]:
-    d, r = config.depth_options, config.run_options
-    return join_world(r.device, depth=depth_processes(d), timeout=r.timeout, options=config.flat())
+    r, depth, branch = config.run_options, config.depth_options, config.branch_options
+    return join_world(
+        r.device,
+        depth=depth_processes(depth),
+        branch=branch_processes(branch),
+        timeout=r.timeout,
+        options=config.flat(),
+    )
+
+
+def _on_these_processes(config: Config, branches: int | None) -> Config:
+    """The options of a run that may have begun on another number of processes."""
+    saved, count = config.branch_options.branch_processes, process_count()
+    if branches is None and saved is not None and count % saved:
+        branches = count
+    return config if branches is None else config.replace(branch_processes=branches)
 
 
 _Parts = tuple[TrunkModel, Task, Schedule, torch.dtype | None]
@@ -166,12 +191,13 @@ def _prepare(config: Config, world: World, *, assets: Path | None = None) -> _Pa
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
         check_parts(o, list(model.parts()))
         schedule.prepare(model)
+    check_depth(model, config.depth_options, world.row.size, config.branch_options)
     if r.compile and (config.depth_options.executor != "serial" or world.row.size > 1):
+        what = "branches" if task.shape.branches else "layers"
         raise ValueError(
             f"compile does not go with executor {config.depth_options.executor!r} on {world.row.size} process(es) that "
-            "share the layers: torch.compile cannot trace an iterative solve; leave one of them out"
+            f"share the {what}: torch.compile traces neither an iterative solve nor messages; leave one of them out"
         )
-    check_depth(model, config.depth_options, world.row.size)
     task.normalise(model)
     return model.to(world.device), task.to(world.device), schedule, autocast_dtype(r.precision, world.device)
 

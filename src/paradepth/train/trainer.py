@@ -78,7 +78,7 @@ class Trainer:
         o = config.optimiser_options
         self.budget = Budget.parse(o.budget)
         self.sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
-        self.depth = DepthRun(model, config.depth_options, world)
+        self.depth = DepthRun(model, config.depth_options, world, config.branch_options)
         self.optimiser = Optimiser(model, o)
         self.average = MovingAverage(model, o.ema) if o.ema else None
         self.batches = task.batches(world)
@@ -142,7 +142,7 @@ class Trainer:
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continues from a checkpoint."""
 
-        here = self.model.state_dict().keys()  # a process that shares the stack has some of the layers
+        here = self.model.state_dict().keys()  # a process that shares a trunk has a part of it
 
         def under(prefix: str) -> dict[str, Tensor]:
             named = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
