@@ -145,6 +145,18 @@ def test_frozen_layers_get_no_gradient() -> None:
     assert layers[2].mlp.up.weight.grad is not None
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_gradients_of_different_layers_lie_in_memory_of_their_own(tokens: int) -> None:
+    layers, x = some_layers(3), torch.randn(1, tokens, WIDTH, dtype=torch.float64)
+    StackedLayers().total(layers, x).sum().backward()
+    parameters = [p for layer in layers for p in layer.parameters()]
+    once = [p.grad.clone() for p in parameters if p.grad is not None]
+    StackedLayers().total(layers, x).sum().backward()  # adds in place
+    for parameter, grad in zip(parameters, once, strict=True):
+        assert parameter.grad is not None
+        close(parameter.grad, 2 * grad)
+
+
 def test_kept_weights_follow_their_parameters() -> None:
     layers = some_layers(3)
     x = torch.randn(2, 4, WIDTH, dtype=torch.float64)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paradepth.branches.executor import BranchExecutor
+from paradepth.branches.executor import BranchExecutor, is_traced
 from paradepth.branches.graphs import Graphs
 from paradepth.depth import Serial, Stack
 from paradepth.depth.state import Increment, State, add, pack, scaled, subtract, total, unpack
@@ -66,6 +66,10 @@ class Batched(BranchExecutor):
         self._layers.forget()
         if self._graphs is not None:
             self._graphs.forget()
+
+    def applies(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> bool:
+        groups, alone = _plan(branches, x, inputs)
+        return bool(groups) and (self._graphs is None or (not alone and Graphs.fit(branches, x, inputs)))
 
     def outputs(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> list[Any]:
         return self._call("outputs", self._outputs, branches, x, inputs)
@@ -120,6 +124,8 @@ def _plan(
     branches: Sequence[Stack], x: Any, inputs: tuple[Any, ...]
 ) -> tuple[dict[Hashable, tuple[int, ...]], dict[int, str]]:
     """Which branches are evaluated together, by what they have in common, and which are not and why."""
+    if is_traced():
+        return {}, dict.fromkeys(range(len(branches)), "the evaluation is traced or transformed")
     found: dict[Hashable, list[int]] = {}
     alone: dict[int, str] = {}
     for i, branch in enumerate(branches):

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from paradepth.branches.executor import tensors_of, wants_gradients
+from paradepth.depth import Stack
 
 _WARM_UPS = 3  # before recording: libraries choose their kernels and reserve memory
 
@@ -47,15 +50,14 @@ class Graphs:
         self._recorded.clear()
 
     @staticmethod
-    def fit(modules: Sequence[nn.Module], x: Any, inputs: tuple[Any, ...]) -> bool:
+    def fit(branches: Sequence[Stack], x: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether an evaluation can be recorded: no gradients wanted, and everything on a CUDA device."""
-        tensors = [leaf for leaf in tree_flatten((x, inputs))[0] if isinstance(leaf, Tensor)]
-        parameters = [p for module in modules for p in module.parameters()]
-        if not all(tensor.is_cuda for tensor in (*tensors, *parameters)):
+        tensors = [*tensors_of(x, inputs), *(p for branch in branches for p in branch.parameters())]
+        if not all(tensor.is_cuda for tensor in tensors):
             return False
         if torch.cuda.is_current_stream_capturing():  # an outer graph records this as well
             return False
-        return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *parameters)))
+        return not wants_gradients(branches, x, inputs)
 
     def call(
         self,

@@ -135,7 +135,9 @@ class StackedLayers:
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
-    def increments(self, layers: Sequence[nn.Module], x: Any, mask: Tensor | None = None) -> Any:
+    def increments(
+        self, layers: Sequence[nn.Module], x: Any, mask: Tensor | None = None, *, weights: Weights | None = None
+    ) -> Any:
         """F_1(x_1) … F_m(x_m), shape (m, B, T, D).
 
         Args:
@@ -143,28 +145,37 @@ class StackedLayers:
             x: one input for all, (B, T, D), or one for each, (m, B, T, D). Of `SourceLayer` and `TargetLayer` a pair
                 (X, Y), each in either form.
             mask: what the layers take: booleans that broadcast to (B, H, T, S).
+            weights: what `weights` made of them, to be used as constants; None: the layers' own, with their gradients.
 
         Returns:
             The increments; of `SourceLayer` and `TargetLayer` a pair, with None for the half that stays.
         """
-        return self._evaluate(layers, x, mask, summed=False)
+        return self._evaluate(layers, x, mask, weights, summed=False)
 
     def total(self, layers: Sequence[nn.Module], x: Any, mask: Tensor | None = None) -> Any:
         """Σ_i F_i(x_i), shape (B, T, D): the last linear map of all layers is one product that adds up over them."""
-        return self._evaluate(layers, x, mask, summed=True)
+        return self._evaluate(layers, x, mask, None, summed=True)
 
-    def _evaluate(self, layers: Sequence[Any], x: Any, mask: Tensor | None, *, summed: bool) -> Any:
+    def _evaluate(
+        self, layers: Sequence[Any], x: Any, mask: Tensor | None, weights: Weights | None, *, summed: bool
+    ) -> Any:
         if isinstance(layers[0], SourceLayer):
-            return self._evaluate([layer.layer for layer in layers], x[0], mask, summed=summed), None
-        kind = _TARGET if isinstance(layers[0], TargetLayer) else _ENCODER
-        call = _Call(layers, self._weights(layers, kind))
+            return self._evaluate([layer.layer for layer in layers], x[0], mask, weights, summed=summed), None
+        call = _Call(layers, self._weights(layers) if weights is None else weights)
         if isinstance(layers[0], TargetLayer):
             return None, call.target(x, mask, summed=summed)
         return call.encoder(x, mask, summed=summed)
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
-    def _weights(self, layers: Sequence[nn.Module], kind: _Linears) -> Weights:
+    def weights(self, layers: Sequence[nn.Module]) -> Weights:
+        """The stacked weights of layers of one `signature`, first dimension m, as they are now and without a graph;
+        `pick` takes those of some of the layers."""
+        with torch.no_grad():
+            return self._weights([layer.layer if isinstance(layer, SourceLayer) else layer for layer in layers])
+
+    def _weights(self, layers: Sequence[nn.Module]) -> Weights:
+        kind = _TARGET if isinstance(layers[0], TargetLayer) else _ENCODER
         parameters = [list(layer.parameters()) for layer in layers]
         if torch.is_grad_enabled() and any(p.requires_grad for own in parameters for p in own):
             return _stacked(layers, kind)
@@ -193,6 +204,21 @@ class StackedLayers:
         return {name: w[:m] for name, w in kept.weights.items()}
 
 
+def pick(weights: Weights, places: Sequence[int]) -> Weights:
+    """Those of the layers at some places of the stack, in rising order; read in place where they are evenly spaced,
+    else copied.
+
+    >>> stacked = {"attention.qkv": torch.arange(6).view(6, 1, 1)}
+    >>> [pick(stacked, places)["attention.qkv"].flatten().tolist() for places in ((1, 3, 5), (0, 1, 4))]
+    [[1, 3, 5], [0, 1, 4]]
+    """
+    spacing = places[1] - places[0] if len(places) > 1 else 1
+    evenly = range(places[0], places[-1] + 1, spacing) if spacing > 0 else range(0)
+    if tuple(evenly) == tuple(places):
+        return {name: w[evenly.start : evenly.stop : spacing] for name, w in weights.items()}
+    return {name: torch.stack([w[place] for place in places]) for name, w in weights.items()}
+
+
 @cache
 def _count_fused_steps() -> None:
     """Makes the steps of fused optimisers count as changes of their parameters, which torch forgets."""
@@ -205,21 +231,46 @@ def _count_fused_steps() -> None:
     register_optimizer_step_post_hook(count)
 
 
+class _Stack(torch.autograd.Function):
+    """`torch.stack` whose gradients lie in memory of their own. Those of torch.stack may be views of one expanded
+    tensor, which autograd then makes the `grad` of several parameters, and adding to one would add to all."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> Tensor:
+        return torch.stack(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.contiguous().unbind()
+
+
+def _stack(modules: Sequence[Any], name: str) -> Tensor | None:
+    parameters = [getattr(module, name) for module in modules]
+    return None if parameters[0] is None else _Stack.apply(*parameters)  # pyright: ignore[reportReturnType]
+
+
 def _stacked(layers: Sequence[nn.Module], kind: _Linears) -> Weights:
     """Linear maps of all layers: "name" (m, out, in) and, where there are biases, "name.bias" (m, 1, out)."""
     weights: Weights = {}
     for name, norm_name in kind:
-        linears: list[Any] = [layer.get_submodule(name) for layer in layers]
-        w = torch.stack([linear.weight for linear in linears])
-        bias = None if linears[0].bias is None else torch.stack([linear.bias for linear in linears])
+        linears = [layer.get_submodule(name) for layer in layers]
+        w, bias = _stack(linears, "weight"), _stack(linears, "bias")
+        assert w is not None
         if norm_name is not None:
-            norms: list[Any] = [layer.get_submodule(norm_name) for layer in layers]
-            if norms[0].bias is not None:
-                shift = torch.stack([norm.bias for norm in norms]).unsqueeze(2)
+            norms = [layer.get_submodule(norm_name) for layer in layers]
+            scale, shift = _stack(norms, "weight"), _stack(norms, "bias")
+            assert scale is not None
+            if shift is not None:
                 with torch.autocast(w.device.type, enabled=False):
-                    moved = torch.bmm(w, shift).squeeze(2)  # W (g·n + β) = (W g) n + W β
+                    moved = torch.bmm(w, shift.unsqueeze(2)).squeeze(2)  # W (g·n + β) = (W g) n + W β
                 bias = moved if bias is None else bias + moved
-            w = w * torch.stack([norm.weight for norm in norms]).unsqueeze(1)
+            w = w * scale.unsqueeze(1)
         weights[name] = w
         if bias is not None:
             weights[f"{name}.bias"] = bias.unsqueeze(1)

@@ -1,0 +1,32 @@
+"""Branch executors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from paradepth.branches.auto import Auto
+from paradepth.branches.batched import Batched
+from paradepth.branches.executor import BranchExecutor
+from paradepth.branches.loop import Loop
+from paradepth.branches.threads import Threads
+
+BRANCH_EXECUTORS: dict[str, Callable[[], BranchExecutor]] = {
+    "loop": Loop,
+    "batched": Batched,
+    "threads": Threads,
+    "auto": Auto,
+}
+
+
+def branch_executor(name: str) -> BranchExecutor:
+    """A new executor: "loop", "batched", "threads" or "auto".
+
+    Raises:
+        ValueError: another name.
+
+    >>> type(branch_executor("batched")).__name__
+    'Batched'
+    """
+    if name not in BRANCH_EXECUTORS:
+        raise ValueError(f"the branch executor is {name!r}; it must be one of {', '.join(BRANCH_EXECUTORS)}")
+    return BRANCH_EXECUTORS[name]()
