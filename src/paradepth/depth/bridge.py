@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from paradepth.depth.batching import Batching, batch_layers
 from paradepth.depth.chain import AdjointChain, Chain, ForwardChain, GradientSums, Layers, make_layers
 from paradepth.depth.channel import Alone, Channel, Part
 from paradepth.depth.state import State, add, detached, pack, unpack
@@ -142,8 +143,7 @@ class _Plan:
 
 def _last_step(chain: Chain, j: int, u: State) -> State:
     """u_{j+1} from u_j, evaluated once and for all."""
-    increment = chain.final_increment(j, u)
-    return add(u, chain.increment(j, u) if increment is None else increment)
+    return add(u, chain.final_increments([(j, u)])[0])
 
 
 class _Solve(torch.autograd.Function):
@@ -184,7 +184,9 @@ class _Solve(torch.autograd.Function):
         return (None, None, None, *result, *side_gradients, *own)
 
 
-def run_with_autograd(solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...], *, keep: bool) -> Any:
+def run_with_autograd(
+    solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...], *, keep: bool, batching: Batching | None = None
+) -> Any:
     """Evaluates `stack` by `solve`, differentiably.
 
     Args:
@@ -193,6 +195,7 @@ def run_with_autograd(solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...
         x: state before the first layer; the same on every process of the row.
         inputs: what every layer gets besides the state; tensors may lie in tuples, lists and dictionaries.
         keep: keep graphs for the backward pass instead of evaluating layers again.
+        batching: evaluate layers that are alike at once, with what the executor keeps for it.
     """
     state = pack(x)
     part = stack.part or Part((0, stack.depth), Alone())
@@ -204,6 +207,8 @@ def run_with_autograd(solve: Solve, stack: Stack, x: Any, inputs: tuple[Any, ...
         n: [p for p in stack.layers[n].parameters() if p.requires_grad] for n in part.owned
     }
     plan = _Plan(stack, solve, layers, part, parameters)
+    if batching is not None:
+        plan.layers = batch_layers(layers, batching, plan.ranges[1], state)
     if not with_gradients:
         return unpack(plan.forward(detached(state)), like=x)
     sides = [i for i in tree_leaves(inputs) if isinstance(i, Tensor)]

@@ -9,10 +9,10 @@ Source: Layer-Parallel Training for Transformers (arXiv 2601.09026), the ODE for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from paradepth.depth.state import Increment, State, pack, scaled
 
 Gradients = tuple[Tensor | None, ...]
+Request = tuple[int, State]  # the number of a step or a layer, and the state before it
+Pull = tuple[int, State, State]  # the number of a layer, its state, and what is pulled back through it
 
 
 class Chain(ABC):
@@ -29,20 +31,28 @@ class Chain(ABC):
     Attributes:
         count: number of steps.
         evaluations: layer evaluations so far.
-        looks_at_every_step: whether `final_increment` does something.
+        sequential: how many of them were taken one after another, those of a batch counting as one.
+        batched: whether asking for several increments at once is better than one after another.
+        looks_at_every_step: whether `final_increments` does more than `increments`.
     """
 
     count: int
     evaluations: int = 0
+    sequential: int = 0
+    batched: bool = False
     looks_at_every_step: bool = False
 
     @abstractmethod
     def increment(self, j: int, u: State) -> Increment:
         """Δ_j(u)."""
 
-    def final_increment(self, j: int, u: State) -> Increment | None:
-        """Δ_j(u) at the state where the solution was left, called once a step and last; None: nothing special."""
-        return None
+    def increments(self, requests: Sequence[Request]) -> list[Increment]:
+        """Δ_j(u) for each of several pairs (j, u) that do not wait for one another, no j twice."""
+        return [self.increment(j, u) for j, u in requests]
+
+    def final_increments(self, requests: Sequence[Request]) -> list[Increment]:
+        """The same at the states where the solution was left; asked for once a step and last."""
+        return self.increments(requests)
 
 
 @dataclass
@@ -55,7 +65,9 @@ class Layers:
         single: whether a state is handed to a layer as a tensor rather than as a tuple.
         inputs: what every layer gets besides the state; tensors in it are cut from the outer graph.
         inputs_to_train: the tensors among `inputs` whose gradients are wanted.
-        keep: keep the graph of each layer's last evaluation instead of evaluating it again for derivatives.
+        keep: keep the graph of each layer's last evaluation for the derivatives, instead of evaluating it again.
+        turns: evaluations so far, those of a batch counting as one.
+        batched: whether several are evaluated at once.
     """
 
     layers: Sequence[nn.Module]
@@ -66,6 +78,49 @@ class Layers:
     autocast: _Autocast
     keep: bool = False
     graphs: dict[int, tuple[State, Increment]] = field(default_factory=dict)
+    turns: int = 0
+    batched: ClassVar[bool] = False
+
+    # ---- several layers, each on a state of its own ------------------------------------------------------------
+
+    def increments(self, requests: Sequence[Request]) -> list[Increment]:
+        """h·F_n(x) for each pair (n, x)."""
+        self.turns += len(requests)
+        return [self.increment(n, x) for n, x in requests]
+
+    def kept_increments(self, requests: Sequence[Request]) -> list[Increment]:
+        """The same, with the graphs kept."""
+        self.turns += len(requests)
+        for n, x in requests:
+            self.graphs[n] = self.graph(n, x)
+        return [tuple(None if f is None else f.detach() for f in self.graphs[n][1]) for n, _ in requests]
+
+    def pull_backs(
+        self,
+        pulls: Sequence[Pull],
+        parameters: Mapping[int, Sequence[Tensor]] | None = None,
+        sums: GradientSums | None = None,
+    ) -> list[Increment]:
+        """h (∂F_n/∂x)ᵀ λ for each (n, x, λ).
+
+        Args:
+            pulls: no n twice.
+            parameters, sums: where given, the last pull of these layers: the gradients of their parameters and of the
+                side inputs go to the sums, and kept graphs are dropped.
+        """
+        self.turns += len(pulls)
+        if parameters is None or sums is None:
+            return [self.pull_back(n, x, gradient)[0] for n, x, gradient in pulls]
+        increments = []
+        for n, x, gradient in pulls:
+            wanted = [*parameters.get(n, ()), *self.inputs_to_train]
+            increment, gradients = self.pull_back(n, x, gradient, wanted)
+            sums.add(wanted, gradients)
+            self.graphs.pop(n, None)
+            increments.append(increment)
+        return increments
+
+    # ---- one layer ---------------------------------------------------------------------------------------------
 
     def increment(self, n: int, x: State) -> Increment:
         """h·F_n(x), without a graph unless gradients are enabled."""
@@ -87,10 +142,7 @@ class Layers:
             return self.graphs[n]
         with torch.enable_grad():
             leaves = tuple(part.detach().requires_grad_() for part in x)
-            made = leaves, self.increment(n, leaves)
-        if self.keep:
-            self.graphs[n] = made
-        return made
+            return leaves, self.increment(n, leaves)
 
     def pull_back(self, n: int, x: State, gradient: State, more: Sequence[Tensor] = ()) -> tuple[Increment, Gradients]:
         """h (∂F_n/∂x)ᵀ λ, and h (∂F_n/∂m)ᵀ λ for each further tensor m (parameters, side inputs)."""
@@ -102,7 +154,7 @@ class Layers:
             [f for f, _ in live],
             [*leaves, *more],
             [part.to(f.dtype) for f, part in live],
-            retain_graph=self.keep,
+            retain_graph=n in self.graphs,
             allow_unused=True,
         )
         return grads[: len(x)], grads[len(x) :]
@@ -131,26 +183,41 @@ class _Autocast:
             yield
 
 
-class ForwardChain(Chain):
+class _LayerChain(Chain):
+    """Steps that are layers; counts their evaluations."""
+
+    layers: Layers
+
+    def increment(self, j: int, u: State) -> Increment:
+        return self.increments([(j, u)])[0]
+
+    @contextmanager
+    def _counted(self, requests: Sequence[Request]) -> Iterator[None]:
+        before = self.layers.turns
+        yield
+        self.evaluations += len(requests)
+        self.sequential += self.layers.turns - before
+
+
+class ForwardChain(_LayerChain):
     """Layers `first` … `first + count − 1` in order."""
 
     def __init__(self, layers: Layers, first: int, count: int) -> None:
-        self.layers, self.first, self.count = layers, first, count
+        self.layers, self.first, self.count, self.batched = layers, first, count, layers.batched
         self.looks_at_every_step = layers.keep
 
-    def increment(self, j: int, u: State) -> Increment:
-        self.evaluations += 1
-        return self.layers.increment(self.first + j, u)
+    def increments(self, requests: Sequence[Request]) -> list[Increment]:
+        with self._counted(requests):
+            return self.layers.increments([(self.first + j, u) for j, u in requests])
 
-    def final_increment(self, j: int, u: State) -> Increment | None:
+    def final_increments(self, requests: Sequence[Request]) -> list[Increment]:
         if not self.layers.keep:
-            return None
-        self.evaluations += 1
-        _, outputs = self.layers.graph(self.first + j, u)
-        return tuple(None if part is None else part.detach() for part in outputs)
+            return self.increments(requests)
+        with self._counted(requests):
+            return self.layers.kept_increments([(self.first + j, u) for j, u in requests])
 
 
-class AdjointChain(Chain):
+class AdjointChain(_LayerChain):
     """Layers `first + count − 1` down to `first`, transposed and linearised at stored states.
 
     The last relaxation also forms the gradients of parameters and side inputs, once a layer.
@@ -168,22 +235,20 @@ class AdjointChain(Chain):
         parameters: dict[int, list[Tensor]],
         sums: GradientSums,
     ) -> None:
-        self.layers, self.first, self.count = layers, first, count
+        self.layers, self.first, self.count, self.batched = layers, first, count, layers.batched
         self.states, self.parameters, self.sums = states, parameters, sums
 
-    def increment(self, j: int, u: State) -> Increment:
-        self.evaluations += 1
-        n = self.first + self.count - 1 - j
-        return self.layers.pull_back(n, self.states[n], u)[0]
+    def increments(self, requests: Sequence[Request]) -> list[Increment]:
+        with self._counted(requests):
+            return self.layers.pull_backs(self._pulls(requests))
 
-    def final_increment(self, j: int, u: State) -> Increment:
-        self.evaluations += 1
-        n = self.first + self.count - 1 - j
-        wanted = [*self.parameters.get(n, ()), *self.layers.inputs_to_train]
-        increment, gradients = self.layers.pull_back(n, self.states[n], u, wanted)
-        self.sums.add(wanted, gradients)
-        self.layers.graphs.pop(n, None)
-        return increment
+    def final_increments(self, requests: Sequence[Request]) -> list[Increment]:
+        with self._counted(requests):
+            return self.layers.pull_backs(self._pulls(requests), self.parameters, self.sums)
+
+    def _pulls(self, requests: Sequence[Request]) -> list[Pull]:
+        numbers = [self.first + self.count - 1 - j for j, _ in requests]
+        return [(n, self.states[n], u) for n, (_, u) in zip(numbers, requests, strict=True)]
 
 
 class GradientSums:

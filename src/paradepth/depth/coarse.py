@@ -13,13 +13,17 @@ evaluations, all of a sum independent of each other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from paradepth.depth.state import Increment, State, add, scaled, total
 
 Step = Callable[[State], Increment]
+Rounds = Generator[list[tuple[int, State]], list[Increment], Increment]
+"""Yields the steps of an interval to be evaluated next, by index, each with its state; is sent their increments; and
+returns Ψ(x) − x. Those of one round do not wait for one another."""
 
 
 class CoarseOperator(ABC):
@@ -45,6 +49,22 @@ class CoarseOperator(ABC):
             x: the state at the beginning of the interval.
         """
 
+    def rounds(self, length: int, x: State) -> Rounds | None:
+        """The same as `increment`, in a form that lets the steps of a round, and those of many intervals, be evaluated
+        at once; None where an operator has no such form. A subclass that has its own `increment` needs its own
+        `rounds`, or has none.
+
+        Args:
+            length: number of steps of the interval.
+            x: the state at its beginning.
+        """
+        return None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "increment" in vars(cls) and "rounds" not in vars(cls):
+            cls.rounds = CoarseOperator.rounds  # inherited rounds would be those of another operator
+
     @abstractmethod
     def evaluations(self, length: int) -> int:
         """How many steps are evaluated for an interval of `length`."""
@@ -63,7 +83,11 @@ class Sample(CoarseOperator):
     """
 
     def increment(self, steps: Sequence[Step], x: State) -> Increment:
-        return scaled(steps[0](x), float(len(steps)))
+        return _one_by_one(self.rounds(len(steps), x), steps)
+
+    def rounds(self, length: int, x: State) -> Rounds:
+        (first,) = yield [(0, x)]
+        return scaled(first, float(length))
 
     def evaluations(self, length: int) -> int:
         return 1
@@ -95,12 +119,15 @@ class BranchSum(CoarseOperator):
             raise ValueError(f"a branch sum has {self.sums!r} sums; it must have at least 1, a whole number")
 
     def increment(self, steps: Sequence[Step], x: State) -> Increment:
-        groups = min(self.sums, len(steps))
-        cuts = [len(steps) * g // groups for g in range(groups + 1)]
+        return _one_by_one(self.rounds(len(steps), x), steps)
+
+    def rounds(self, length: int, x: State) -> Rounds:
+        groups = min(self.sums, length)
+        cuts = [length * g // groups for g in range(groups + 1)]
         done: Increment | None = None
         for start, end in pairwise(cuts):
             at = x if done is None else add(x, done)
-            part = total([step(at) for step in steps[start:end]])
+            part = total((yield [(i, at) for i in range(start, end)]))
             done = part if done is None else total([done, part])
         assert done is not None
         return done
@@ -110,6 +137,47 @@ class BranchSum(CoarseOperator):
 
     def sequential(self, length: int) -> int:
         return min(self.sums, length)
+
+
+def _one_by_one(rounds: Rounds, steps: Sequence[Step]) -> Increment:
+    try:
+        wanted = next(rounds)
+        while True:
+            wanted = rounds.send([steps[i](x) for i, x in wanted])
+    except StopIteration as end:
+        return end.value
+
+
+def coarse_increments(
+    operator: CoarseOperator,
+    intervals: Sequence[tuple[int, State]],
+    evaluate: Callable[[Sequence[tuple[int, int, State]]], list[Increment]],
+) -> list[Increment]:
+    """Ψ(x) − x of several intervals, their rounds in step.
+
+    Args:
+        operator: the same for all.
+        intervals: the length of each and the state at its beginning.
+        evaluate: increments for a list of (interval, step within it, state).
+    """
+    found: dict[int, Increment] = {}
+    running: dict[int, tuple[Rounds, list[tuple[int, State]]]] = {}
+    for k, (length, x) in enumerate(intervals):
+        rounds = operator.rounds(length, x)
+        if rounds is None:
+            steps = [lambda x, k=k, i=i: evaluate([(k, i, x)])[0] for i in range(length)]
+            found[k] = operator.increment(steps, x)
+        else:
+            running[k] = rounds, next(rounds)
+    while running:
+        increments = iter(evaluate([(k, i, x) for k, (_, wanted) in running.items() for i, x in wanted]))
+        for k, (rounds, wanted) in list(running.items()):
+            try:
+                running[k] = rounds, rounds.send([next(increments) for _ in wanted])
+            except StopIteration as end:
+                found[k] = end.value
+                del running[k]
+    return [found[k] for k in range(len(intervals))]
 
 
 def coarse_operator(name: str | CoarseOperator) -> CoarseOperator:

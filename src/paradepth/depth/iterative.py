@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from paradepth.depth.bridge import Segment, run_with_autograd, sweep
+from paradepth.depth.batching import Batching
+from paradepth.depth.bridge import Direction, Segment, run_with_autograd, sweep
 from paradepth.depth.chain import Chain
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.results import Report, SolveReport
@@ -38,7 +39,6 @@ class IterativeExecutor(DepthExecutor):
     """Solves both directions by iteration, each with its own count; "serial" solves a direction exactly instead.
 
     Attributes:
-        report: residuals, ρ and layer evaluations of the last solve in each direction.
         measure: also measure the residual after the last iteration, at the cost of one layer an interval.
     """
 
@@ -52,6 +52,7 @@ class IterativeExecutor(DepthExecutor):
         tolerance: float | None,
         initial: str,
         recompute: bool,
+        batched: bool,
     ) -> None:
         for name, value in (("forward_iterations", forward_iterations), ("backward_iterations", backward_iterations)):
             if value != "serial" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
@@ -59,9 +60,12 @@ class IterativeExecutor(DepthExecutor):
         if tolerance is not None and not (isinstance(tolerance, float | int) and tolerance > 0):
             raise ValueError(f"tolerance is {tolerance!r}; it must be positive, or None for a fixed count")
         self.forward_iterations, self.backward_iterations = forward_iterations, backward_iterations
-        self.tolerance, self.initial, self.recompute = tolerance, initial, recompute
+        if not isinstance(batched, bool):
+            raise ValueError(f"batched is {batched!r}; it must be True or False")
+        self.tolerance, self.initial, self.recompute, self.batched = tolerance, initial, recompute, batched
         self.measure = False
-        self.report = Report()
+        self._report, self._late = Report(), {}
+        self._batching = Batching()
         self._previous: WeakKeyDictionary[Stack, dict[Any, dict[int, State]]] = WeakKeyDictionary()
 
     @abstractmethod
@@ -81,9 +85,26 @@ class IterativeExecutor(DepthExecutor):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _previous=WeakKeyDictionary())
 
+    @property
+    def report(self) -> Report:
+        """Residuals, ρ and layer evaluations of the last solve in each direction. Asking for it waits for the device;
+        the solve itself does not."""
+        late: dict[Direction, Tensor] = self._late
+        for direction, norms in late.items():
+            getattr(self._report, direction).residuals = _relative(norms)
+        late.clear()
+        return self._report
+
+    @property
+    def alone(self) -> dict[int, str]:
+        """With `batched`: of the last call, the layers between the buffers that were evaluated by themselves, and
+        why."""
+        return self._batching.alone
+
     def forget(self) -> None:
-        """Forgets the states that `initial="previous"` would start from."""
+        """Forgets the states that `initial="previous"` would start from, and the stacked weights of `batched`."""
         self._previous.clear()
+        self._batching.stacked.forget()
 
     def run(self, stack: Stack, x: Any, *inputs: Any) -> Any:
         self.check(stack)
@@ -91,14 +112,15 @@ class IterativeExecutor(DepthExecutor):
         def solve(chain: Chain, segment: Segment, first: State) -> dict[int, State]:
             return self._solve(stack, chain, segment, first)
 
-        return run_with_autograd(solve, stack, x, inputs, keep=not self.recompute)
+        batching = self._batching if self.batched else None
+        return run_with_autograd(solve, stack, x, inputs, keep=not self.recompute, batching=batching)
 
     def _solve(self, stack: Stack, chain: Chain, segment: Segment, first: State) -> dict[int, State]:
         forward = segment.direction == "forward"
         limit = self.forward_iterations if forward else self.backward_iterations
         if not isinstance(limit, int):
             states = sweep(chain, segment, first)
-            self._note(segment, SolveReport(None, [], chain.evaluations), first)
+            self._note(segment, SolveReport(None, [], chain.evaluations, chain.sequential), None, first)
             return states
         key = segment.direction, chain.count, segment.owned
         previous = self._previous.get(stack, {}).get(key) if self.initial == "previous" else None
@@ -109,30 +131,41 @@ class IterativeExecutor(DepthExecutor):
         while count < limit - self.last_counts:
             iteration.iterate()
             count += 1
-            if self.tolerance is not None and _relative(segment, iteration)[-1] <= self.tolerance:
+            if self.tolerance is not None and _relative(_norms(segment, iteration))[-1] <= self.tolerance:
                 break
         states = iteration.finish(measure=self.measure)
         if self.initial == "previous" and not torch.is_inference_mode_enabled():
             self._previous.setdefault(stack, {})[key] = iteration.c_points()
-        report = SolveReport(count + self.last_counts, _relative(segment, iteration), chain.evaluations)
-        self._note(segment, report, first)
+        report = SolveReport(count + self.last_counts, [], chain.evaluations, chain.sequential)
+        self._note(segment, report, _norms(segment, iteration), first)
         return states
 
-    def _note(self, segment: Segment, report: SolveReport, like: State) -> None:
+    def _note(self, segment: Segment, report: SolveReport, norms: Tensor | None, like: State) -> None:
         if segment.channel.size > 1:
-            count = torch.tensor([float(report.evaluations)], dtype=torch.float64, device=like[0].device)
-            report.evaluations = int(segment.channel.sum(count).item())
-        setattr(self.report, segment.direction, report)
+            counts = torch.tensor([report.evaluations, report.sequential], dtype=torch.int64, device=like[0].device)
+            every = segment.channel.gather(counts)
+            report.evaluations, report.sequential = int(every[:, 0].sum()), int(every[:, 1].max())
+        setattr(self._report, segment.direction, report)
+        self._late.pop(segment.direction, None)
+        if norms is not None:
+            self._late[segment.direction] = norms
 
 
 def _shapes(state: State) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
     return [(part.shape, part.dtype, part.device) for part in state]
 
 
-def _relative(segment: Segment, iteration: Iteration) -> list[float]:
-    """‖r‖ / ‖u‖ of each residual noted so far, over all processes; ‖u‖ is the latest."""
+def _norms(segment: Segment, iteration: Iteration) -> Tensor | None:
+    """‖u‖ and ‖r‖ of each residual noted so far, over all processes."""
     if not iteration.residuals:
-        return []
+        return None
     assert iteration.size is not None
-    values = segment.channel.sum(torch.stack([iteration.size, *iteration.residuals])).sqrt().tolist()
-    return [value / values[0] if values[0] > 0 else value for value in values[1:]]
+    return segment.channel.sum(torch.stack([iteration.size, *iteration.residuals])).sqrt()
+
+
+def _relative(norms: Tensor | None) -> list[float]:
+    """‖r‖ / ‖u‖ of each; ‖u‖ is the latest."""
+    if norms is None:
+        return []
+    size, *residuals = norms.tolist()
+    return [value / size if size > 0 else value for value in residuals]

@@ -15,23 +15,24 @@ what was computed from it is taken from memory: parts of the solution that are a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from paradepth.depth.chain import Chain
+from paradepth.depth.chain import Chain, Request
 from paradepth.depth.channel import Channel
-from paradepth.depth.coarse import CoarseOperator
-from paradepth.depth.state import Increment, State, add, identical, squared_norm, subtract, total
+from paradepth.depth.coarse import CoarseOperator, coarse_increments
+from paradepth.depth.state import Increment, State, add_each, identical, squared_norm, stacked, subtract, total
 
 Relaxation = Literal["F", "FCF"]
 Cycle = Literal["V", "F"]
 FirstGuess = Literal["coarse", "previous", "constant"]
+T = TypeVar("T")
 
 
 def intervals_of(count: int, coarsening: Sequence[int]) -> list[list[int]]:
@@ -112,55 +113,81 @@ class Multigrid:
 
     # ---- the steps of a level ----------------------------------------------------------------------------------
 
-    def _increment(self, at: int, j: int, u: State) -> Increment:
-        """Δ_j(u) on level `at`; what was computed last for the same u is remembered where it is asked for again."""
+    def _increments(self, at: int, requests: Sequence[Request]) -> list[Increment]:
+        """Δ_j(u) on level `at` for each (j, u); what was computed last for the same u is remembered where it is asked
+        for again."""
         level = self.levels[at]
-        known = level.memory.get(j)
-        if known is not None and known[0] is u:
-            return known[1]
-        if at == 0:
-            increment = self.chain.increment(j, u)
-        else:
-            interval = range(self.bounds[at - 1][j], self.bounds[at - 1][j + 1])
-            increment = self.coarse[at - 1].increment([partial(self._increment, at - 1, i) for i in interval], u)
-        if at > 0 or j in level.bounds:  # relaxation and coarse solve meet at C-points
-            level.memory[j] = u, increment
-        return increment
+        known = {j: level.memory[j][1] for j, u in requests if j in level.memory and level.memory[j][0] is u}
+        new = [(j, u) for j, u in requests if j not in known]
+        if new:
+            increments = self.chain.increments(new) if at == 0 else self._coarse_increments(at, new)
+            for (j, u), increment in zip(new, increments, strict=True):
+                known[j] = increment
+                if at > 0 or j in level.bounds:  # relaxation and coarse solve meet at C-points
+                    level.memory[j] = u, increment
+        return [known[j] for j, _ in requests]
 
-    def _advance(self, at: int, j: int, u: State) -> State:
+    def _coarse_increments(self, at: int, requests: Sequence[Request]) -> list[Increment]:
+        """Coarse steps that do not wait for one another."""
+
+        bounds = self.bounds[at - 1]
+
+        def evaluate(wanted: Sequence[tuple[int, int, State]]) -> list[Increment]:
+            return self._increments(at - 1, [(bounds[requests[k][0]] + i, x) for k, i, x in wanted])
+
+        intervals = [(bounds[j + 1] - bounds[j], u) for j, u in requests]
+        return coarse_increments(self.coarse[at - 1], intervals, evaluate)
+
+    def _together(self, items: Sequence[T]) -> list[Sequence[T]]:
+        """What is taken at once: all, or one after another where all at once would only take memory."""
+        return [items] if self.chain.batched and items else [[item] for item in items]
+
+    def _advance(self, at: int, requests: Sequence[Request]) -> list[State]:
         """u_{j+1} from u_j on level `at`, with the correction that FAS adds."""
         level = self.levels[at]
-        base = level.base.get(j)
-        if base is None:
-            return add(u, self._increment(at, j, u))
-        if u is base:
-            return level.target[j]
-        return add(u, total([self._increment(at, j, u), level.tau[j]]))
+        after = {j: level.target[j] for j, u in requests if level.base.get(j) is u}
+        new = [(j, u) for j, u in requests if j not in after]
+        increments = self._increments(at, new)
+        moves = [
+            increment if level.base.get(j) is None else total([increment, level.tau[j]])
+            for (j, _), increment in zip(new, increments, strict=True)
+        ]
+        after |= dict(zip((j for j, _ in new), add_each([u for _, u in new], moves), strict=True))
+        return [after[j] for j, _ in requests]
 
     # ---- relaxation ------------------------------------------------------------------------------------------------
 
     def f_relax(self, at: int) -> None:
-        """From every C-point through its interval. The last interval comes first: its end is what the neighbour
-        waits for."""
-        level = self.levels[at]
-        for start, end in reversed(list(pairwise(level.bounds))):
-            u = level.states[start]
-            for j in range(start, end):
-                after = self._stepped(at, j, u)
-                if j + 1 < end:
-                    level.states[j + 1] = after
-                u = after
-            level.ends[end] = u
+        """From every C-point through its interval, all intervals at once."""
+        self._through_intervals(at, partial(self._stepped, at))
 
-    def _stepped(self, at: int, j: int, u: State) -> State:
+    def _through_intervals(
+        self, at: int, advance: Callable[[Sequence[Request]], list[State]], skipped: Collection[int] = ()
+    ) -> None:
+        """Step by step from the C-points: all first steps of the intervals, all second ones, and so on."""
+        level = self.levels[at]
+        ends = set(level.bounds[1:])
+        for here in self._together([(start, level.states[start]) for start in level.bounds[:-1]]):
+            while here:
+                after = advance(here)
+                there = [(j + 1, u) for (j, _), u in zip(here, after, strict=True)]
+                level.ends.update((j, u) for j, u in there if j in ends)
+                here = [(j, u) for j, u in there if j not in ends]
+                level.states.update(here)
+                here = [(j, u) for j, u in here if j not in skipped]
+
+    def _stepped(self, at: int, requests: Sequence[Request]) -> list[State]:
         # The same state gives the same object again, so that what follows from it is remembered, too.
         level = self.levels[at]
-        plain = level.base.get(j) is None
-        if plain and level.sources.get(j) is u:
-            return level.ends[j + 1] if j + 1 in level.bounds else level.states[j + 1]
-        if plain:
-            level.sources[j] = u
-        return self._advance(at, j, u)
+        after: dict[int, State] = {}
+        for j, u in requests:
+            if level.base.get(j) is None:
+                if level.sources.get(j) is u:
+                    after[j] = level.ends[j + 1] if j + 1 in level.bounds else level.states[j + 1]
+                level.sources[j] = u
+        new = [(j, u) for j, u in requests if j not in after]
+        after |= dict(zip((j for j, _ in new), self._advance(at, new), strict=True))
+        return [after[j] for j, _ in requests]
 
     def c_relax(self, at: int) -> None:
         """C-points from the ends of the intervals before them."""
@@ -197,7 +224,7 @@ class Multigrid:
         else:
             u = level.states[level.first]
         for j in range(level.first, level.last):
-            u = self._advance(at, j, u)
+            u = self._advance(at, [(j, u)])[0]
             level.states[j + 1] = u
         if self.downstream is not None:
             self.channel.send(u, to=self.downstream)
@@ -209,14 +236,18 @@ class Multigrid:
         """Starts the level below `at` from its C-points, with the correction that makes the two agree."""
         fine, level = self.levels[at], self.levels[at + 1]
         level.states = {level.first + i: fine.states[bound] for i, bound in enumerate(fine.bounds)}
-        for i, (start, end) in enumerate(pairwise(fine.bounds)):
-            j = level.first + i
+        moved: list[Request] = []
+        for j, (start, end) in enumerate(pairwise(fine.bounds), start=level.first):
             base, target = fine.states[start], fine.ends[end]
             if level.base.get(j) is base and level.target.get(j) is target:
                 continue
             level.base[j], level.target[j] = base, target
             if j > 0:  # the first C-point of the chain never changes, so its correction is not asked for
-                level.tau[j] = subtract(subtract(target, base), _dense(self._increment(at + 1, j, base), base))
+                moved.append((j, base))
+        for some in self._together(moved):
+            moves = add_each([level.target[j] for j, _ in some], [base for _, base in some], factor=-1.0)
+            taus = add_each(moves, self._increments(at + 1, some), factor=-1.0)
+            level.tau |= {j: tau for (j, _), tau in zip(some, taus, strict=True)}
 
     def _correct(self, at: int) -> None:
         """C-points of level `at` from the level below."""
@@ -288,24 +319,17 @@ class Multigrid:
         Returns:
             The states at the owned points; the end of the chain among them on the process that owns it.
         """
-        level = self.levels[0]
-        complete = measure or self.chain.looks_at_every_step
-        for start, end in reversed(list(pairwise(level.bounds))):
-            u = level.states[start]
-            for j in range(start, end):
-                increment = self.chain.final_increment(j, u)
-                at_end = j + 1 == end
-                if increment is not None:
-                    after = add(u, increment)
-                elif at_end and not complete and end != self.bounds[0][-1]:
-                    break
-                else:
-                    after = self._stepped(0, j, u)
-                if at_end:
-                    level.ends[end] = after
-                else:
-                    level.states[j + 1] = after
-                u = after
+        level, chain = self.levels[0], self.chain
+        complete = measure or chain.looks_at_every_step
+
+        def last(requests: Sequence[Request]) -> list[State]:
+            return add_each([u for _, u in requests], chain.final_increments(requests))
+
+        if chain.looks_at_every_step:
+            self._through_intervals(0, last)
+        else:
+            unseen = () if measure else {end - 1 for end in level.bounds[1:] if end != self.bounds[0][-1]}
+            self._through_intervals(0, partial(self._stepped, 0), unseen)
         if complete:
             self._note_residual()
         if level.last == self.bounds[0][-1]:
@@ -322,10 +346,9 @@ class Multigrid:
         last = self.bounds[0][-1]
         inner = [bound for bound in level.bounds[1:] if bound in level.states and (bound != last)]
         zero = torch.zeros((), dtype=torch.float64, device=self._like()[0].device)
-        differences = [squared_norm(subtract(level.ends[b], level.states[b])) for b in inner]
-        self.residuals.append(sum(differences, zero))
-        self.size = sum((squared_norm(level.states[b]) for b in inner), zero)
-
-
-def _dense(increment: Increment, like: State) -> State:
-    return tuple(torch.zeros_like(u) if part is None else part for part, u in zip(increment, like, strict=True))
+        residual = size = zero
+        for some in self._together(inner):
+            ends, states = (stacked([where[b] for b in some]) for where in (level.ends, level.states))
+            residual, size = residual + squared_norm(subtract(ends, states)), size + squared_norm(states)
+        self.residuals.append(residual)
+        self.size = size

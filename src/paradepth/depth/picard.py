@@ -34,6 +34,8 @@ class Picard(IterativeExecutor):
         tolerance: stop once the change of a sweep, relative to the states, is at most this (of all layers: not with
             `chunk`).
         recompute: evaluate layers again in the backward pass instead of keeping their graphs.
+        batched: evaluate the layers of a sweep that are alike at once, by stacked weights (`StackedLayers`): a sweep is
+            then one batched step. Takes a second copy of the weights.
 
     Raises:
         ValueError: values outside the ranges above.
@@ -57,6 +59,7 @@ class Picard(IterativeExecutor):
         initial: Literal["constant", "previous"] = "constant",
         tolerance: float | None = None,
         recompute: bool = True,
+        batched: bool = False,
     ) -> None:
         super().__init__(
             forward_iterations=forward_iterations,
@@ -64,6 +67,7 @@ class Picard(IterativeExecutor):
             tolerance=tolerance,
             initial=initial,
             recompute=recompute,
+            batched=batched,
         )
         if 0 in (forward_iterations, backward_iterations):
             raise ValueError("Picard takes at least 1 sweep in each direction, or 'serial'")
@@ -153,13 +157,14 @@ class _Sweeps:
     def _sweep(self, steps: range, *, final: bool, arriving: bool) -> None:
         """Increments at the present states, then their prefix sums. What did not change keeps its object, so what
         follows from it is not computed again."""
-        for j in steps:
-            u = self.states[j]
-            increment = self.chain.final_increment(j, u) if final else None
-            if increment is not None:
-                self.increments[j] = u, increment
-            elif j not in self.increments or self.increments[j][0] is not u:
-                self.increments[j] = u, self.chain.increment(j, u)
+        chain, here = self.chain, [(j, self.states[j]) for j in steps]
+        if final and chain.looks_at_every_step:
+            found = chain.final_increments(here)
+        else:
+            here = [(j, u) for j, u in here if j not in self.increments or self.increments[j][0] is not u]
+            found = chain.increments(here)
+        for (j, u), increment in zip(here, found, strict=True):
+            self.increments[j] = u, increment
         if arriving:
             self.states[steps.start] = self._arrive()
         for j in steps:

@@ -14,11 +14,14 @@ class SolveReport:
         iterations: iterations done; None for a serial solve.
         residuals: ‖r‖ / ‖u‖ at the C-points before each iteration and, where it was measured, after the last.
         evaluations: layer evaluations between the buffers; backward, one is a product with a layer's transpose.
+        sequential: evaluations that a process took one after another, those of a batch counting as one; of the process
+            that took most.
     """
 
     iterations: int | None = None
     residuals: list[float] = field(default_factory=list)
     evaluations: int = 0
+    sequential: int = 0
 
     @property
     def rho(self) -> float | None:

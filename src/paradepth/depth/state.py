@@ -42,6 +42,21 @@ def add(x: State, increment: Increment) -> State:
     return tuple(a if b is None else a + b for a, b in zip(x, increment, strict=True))
 
 
+def add_each(xs: Sequence[State], increments: Sequence[Increment], *, factor: float = 1.0) -> list[State]:
+    """x + factor · increment for each pair; on a GPU by one kernel for all."""
+    sums = [list(x) for x in xs]
+    for index in range(len(xs[0]) if xs else 0):
+        moved = [(k, part) for k, increment in enumerate(increments) if (part := increment[index]) is not None]
+        before = [sums[k][index] for k, _ in moved]
+        if len(moved) > 1 and all(type(part) is Tensor for part in before):  # subclasses have no such kernel
+            added = torch._foreach_add(before, [part for _, part in moved], alpha=factor)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            added = [torch.add(x, part, alpha=factor) for x, (_, part) in zip(before, moved, strict=True)]
+        for (k, _), part in zip(moved, added, strict=True):
+            sums[k][index] = part
+    return [tuple(parts) for parts in sums]
+
+
 def subtract(x: State, y: State) -> State:
     """x − y."""
     return tuple(a - b for a, b in zip(x, y, strict=True))
@@ -55,6 +70,11 @@ def total(increments: Sequence[Increment]) -> Increment:
             before = sums[index]
             sums[index] = part if before is None else before if part is None else before + part
     return tuple(sums)
+
+
+def stacked(xs: Sequence[State]) -> State:
+    """Several states as one of a dimension more; a single one stays as it is."""
+    return xs[0] if len(xs) == 1 else tuple(torch.stack(parts) for parts in zip(*xs, strict=True))
 
 
 def scaled(increment: Increment, factor: float) -> Increment:
