@@ -1,6 +1,7 @@
-"""One process of a row that shares branches; run by test_branch_ranks.py on 1, 2 and 3 processes.
+"""One process of a row that shares branches; run by test_branch_ranks.py on 2 and 3 processes.
 
-Compares values and gradients, in float64, with those of one process that has all branches.
+Arguments: a folder for the findings and a device. Compares values and gradients, in float64, with those of one process
+that has all branches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import paradepth
 from paradepth.branches import Branches
@@ -32,6 +34,7 @@ from paradepth.nn import EncoderLayer, set_dropout_key
 from paradepth.train.schedules import Annealing, Objective, Schedule, build_schedule
 from paradepth.train.step import TrainStep
 
+DEVICE = sys.argv[2]
 SHAPES = [(1, 1, 1), (2, 2, 2, 2, 2), (1, 3, 1, 2)]  # depths of the branches
 
 
@@ -57,15 +60,15 @@ def trunk_of(depths: tuple[int, ...], aggregate: Any) -> Branches:
     torch.manual_seed(0)
     trunk = Branches([Stack([Remembering() for _ in range(d)], step=0.5) for d in depths], aggregate=aggregate)
     set_dropout_key(trunk, seed=1, step=3)
-    return trunk
+    return trunk.to(DEVICE)
 
 
 def evaluated(trunk: Branches, what: str, k: int, *, joined: bool) -> dict[str, Tensor]:
     """The result and every gradient."""
     draw = torch.Generator().manual_seed(1)
-    x, y, memory = (torch.randn(2, 4, 8, generator=draw, requires_grad=True) for _ in range(3))
+    x, y, memory = (torch.randn(2, 4, 8, generator=draw).to(DEVICE).requires_grad_() for _ in range(3))
     mask = (torch.rand(2, 1, 4, 4, generator=draw) > 0.3) | torch.eye(4, dtype=torch.bool)
-    state, sides = ((x, y) if joined else x), (mask, {"memory": memory})
+    state, sides = ((x, y) if joined else x), (mask.to(DEVICE), {"memory": memory})
     trunk.zero_grad()
     if what == "sum":
         found = trunk(state, *sides, branches=k)
@@ -159,6 +162,7 @@ def schedules(world: World) -> list[dict[str, Any]]:
     for kind in ("images", "padded", "translation"):
         torch.manual_seed(0)
         whole, *batch = model_and_batch(kind)
+        whole, batch = whole.to(DEVICE), tree_map(lambda t: t.to(DEVICE), batch)
         shared = copy.deepcopy(whole)
         shard_branches(shared.trunk, world.row)
         chosen = SCHEDULES if kind == "images" else SCHEDULES[::3]
@@ -180,6 +184,7 @@ def together(world: World) -> dict[str, Any]:
     """Two evaluations in one backward pass, reduced and clipped gradients, weights put together, growth from zero."""
     torch.manual_seed(0)
     whole, inputs, _ = model_and_batch("images")
+    whole, inputs = whole.to(DEVICE), inputs.to(DEVICE)
     shared = copy.deepcopy(whole)
     before = sum(p.numel() for p in shared.parameters())
     shard_branches(shared.trunk, world.row)
@@ -194,8 +199,10 @@ def together(world: World) -> dict[str, Any]:
         nn.utils.clip_grad_norm_(whole.parameters(), 0.1)
     )
     result["clipped"] = distance(*gradients)
-    state = gather_tensors(shared.state_dict(), world.row, mine=lambda n: "trunk." in n, device=torch.device("cpu"))
-    result["same_weights"] = all(torch.equal(state[n], v) for n, v in whole.state_dict().items()) if state else None
+    state = gather_tensors(shared.state_dict(), world.row, device=world.device)
+    weights = whole.cpu().state_dict()
+    result["same_weights"] = all(torch.equal(state[n], v) for n, v in weights.items()) if state else None
+    whole.to(DEVICE)
     result["parameters"] = [sum(p.numel() for p in shared.parameters()), before]
     grown = whole.grow(2)
     shard_branches(grown.trunk, world.row)
@@ -205,6 +212,11 @@ def together(world: World) -> dict[str, Any]:
         result["one_branch"] = bool(torch.equal(one, first))
         prefixes = shared.prefix_logits(inputs)
         result["prefixes_bitwise"] = bool(torch.equal(prefixes, whole.prefix_logits(inputs)))
+    for change in (lambda: shared.truncate(2), lambda: shared.grow(1), lambda: shared.save_pretrained("nowhere")):
+        try:
+            change()
+        except ValueError as error:
+            result["refused"] = result.get("refused", 0) + ("only a part of the model" in str(error))
     result["flops"] = [shared.forward_flops(branches=3), whole.forward_flops(branches=3)]
     return result
 
@@ -213,7 +225,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     size = int(os.environ["WORLD_SIZE"])
-    with join_world("cpu", branch=size, timeout=60, options={"test": 1}) as world:
+    with join_world(DEVICE, branch=size, timeout=60, options={"test": 1}) as world:
         content = {"trunks": trunks(world), "schedules": schedules(world), "together": together(world)}
         Path(sys.argv[1]).mkdir(exist_ok=True)
         (Path(sys.argv[1]) / f"rank{world.row.rank}.json").write_text(json.dumps(content))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_together
+from processes import fork_together
 
 DRIVER = Path(__file__).with_name("branch_fsdp.py")
 
@@ -15,7 +15,7 @@ DRIVER = Path(__file__).with_name("branch_fsdp.py")
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_losses_and_gradients_are_those_of_one_process(processes: int, tmp_path: Path) -> None:
-    for status, _, errors in run_together(processes, DRIVER, tmp_path):
+    for status, _, errors in fork_together(processes, DRIVER, tmp_path):
         assert status == 0, errors
     found = [json.loads(path.read_text()) for path in tmp_path.glob("rank*.json")]
     assert len(found) == processes

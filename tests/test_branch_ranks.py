@@ -17,19 +17,22 @@ from paradepth.depth import Stack
 from paradepth.depth.channel import Alone
 from paradepth.distributed import Mesh, assign_branches, join_world, shard_branches
 from paradepth.nn import EncoderLayer
-from processes import run_together
+from processes import fork_together
 
 DRIVER = Path(__file__).with_name("branch_ranks.py")
 ACTIVATION = 2 * 4 * 8 * 8  # bytes of the driver's states: B T D in float64
 
 
+def found_by(processes: int, out: Path, device: str = "cpu") -> list[dict[str, Any]]:
+    """What each process found."""
+    for status, _, errors in fork_together(processes, DRIVER, out, device):
+        assert status == 0, errors
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def by_rank(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of 2 and of 3 processes found."""
-    out = tmp_path_factory.mktemp("ranks") / "out"
-    for status, _, errors in run_together(request.param, DRIVER, out):
-        assert status == 0, errors
-    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(request.param)]
+    return found_by(request.param, tmp_path_factory.mktemp("ranks") / "out")
 
 
 def agree(by_rank: list[dict[str, Any]], what: str) -> None:
@@ -54,6 +57,15 @@ def test_every_schedule_has_the_losses_and_gradients_of_one_process(by_rank: lis
     found = by_rank[0]["schedules"]
     assert {case["schedule"] for case in found} == {"joint", "cycle", "one_pass", "stagewise"}
     assert {case["k"] for case in found if case["schedule"] in ("cycle", "stagewise")} == {1, 2, 3, 4}
+    agree(by_rank, "schedules")
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_nccl_does_what_gloo_does(tmp_path: Path) -> None:
+    by_rank = found_by(2, tmp_path / "out", "cuda")
+    agree(by_rank, "trunks")
     agree(by_rank, "schedules")
 
 
@@ -83,6 +95,7 @@ def test_reducing_clipping_gathering_and_growing(by_rank: list[dict[str, Any]]) 
         assert found["same_weights"] is (True if rank == 0 else None)
         assert found["parameters"][0] < found["parameters"][1]
         assert found["flops"][0] == found["flops"][1]
+        assert found["refused"] == 3, "half a model is neither resized nor saved"
         for name in ("grown", "one_branch", "prefixes_bitwise"):
             assert found[name] is True, name
 

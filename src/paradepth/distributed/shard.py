@@ -15,6 +15,8 @@ from paradepth.depth import Channel, DepthExecutor, Part, Serial, Stack, cut_int
 class Elsewhere(nn.Module):
     """Stands for a layer that another process owns. It has no parameters."""
 
+    is_elsewhere = True  # models, which know no processes, ask for it before they are saved
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self._outline = (layer.to("meta"),)  # in a tuple: not a submodule, so nobody trains or saves it
@@ -73,8 +75,17 @@ def shard_depth(stack: Stack, row: Channel, *, executor: DepthExecutor | None = 
         executor.check(stack)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def of_the_trunk(name: str) -> bool:
+    """Whether a tensor of a model, or of its optimiser, belongs to the trunk: to one process, where that is shared."""
+    return "trunk." in name
+
+
 def gather_tensors(
-    tensors: Mapping[str, Tensor], row: Channel, *, mine: Callable[[str], bool], device: torch.device
+    tensors: Mapping[str, Tensor],
+    row: Channel,
+    *,
+    mine: Callable[[str], bool] = of_the_trunk,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """The tensors of every process of the row, on the CPU of its first; elsewhere an empty dictionary.
 
@@ -82,7 +93,7 @@ def gather_tensors(
         tensors: this process's, by name.
         row: the processes.
         mine: whether a name belongs to this process alone; the first process sends all of its own besides.
-        device: where messages are made.
+        device: where messages are made: a GPU for NCCL.
     """
     if row.size == 1:
         return {name: tensor.detach() for name, tensor in tensors.items()}
@@ -103,7 +114,7 @@ def gather_tensors(
     return {}
 
 
-def _receive_outline(row: Channel, source: int, device: torch.device) -> list[tuple[str, Tensor]]:
+def _receive_outline(row: Channel, source: int, device: torch.device | str) -> list[tuple[str, Tensor]]:
     length = row.receive((torch.empty(1, dtype=torch.int64, device=device),), source=source)[0]
     text = row.receive((torch.empty(int(length.item()), dtype=torch.uint8, device=device),), source=source)[0]
     outline = json.loads(bytes(text.tolist()))

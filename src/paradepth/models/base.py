@@ -125,6 +125,18 @@ class TrunkModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def check_whole(self) -> None:
+        """Refuses a model some of whose layers are on other processes.
+
+        Raises:
+            ValueError: it is shared between processes.
+        """
+        if any(getattr(module, "is_elsewhere", False) for module in self.trunk.modules()):
+            raise ValueError(
+                "this process has only a part of the model, whose trunk is shared between processes; put the weights "
+                "together with gather_tensors and load them into a new model"
+            )
+
     def _branches(self, what: str) -> Branches:
         if not isinstance(self.trunk, Branches):
             raise ValueError(
@@ -226,6 +238,7 @@ class TrunkModel(nn.Module):
         return new
 
     def _resized(self, branches: int) -> Self:
+        self.check_whole()
         new = type(self)(dataclasses.replace(self.config, branches=branches))
         parameter = next(self.parameters())
         new = new.to(device=parameter.device, dtype=parameter.dtype)

@@ -71,7 +71,11 @@ def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | Non
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: a model whose trunk is shared between processes.
     """
+    model.check_whole()
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -133,7 +133,7 @@ class Trainer:
         self.world.barrier()
 
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return gather_tensors(tensors, self.world.row, mine=self.depth.belongs_here, device=self.world.device)
+        return gather_tensors(tensors, self.world.row, device=self.world.device)
 
     def final_weights(self) -> dict[str, Tensor]:
         """The weights to evaluate and keep, of all processes together, on the main one; elsewhere nothing."""
