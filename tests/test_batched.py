@@ -57,6 +57,18 @@ def test_branches_that_are_alike_are_grouped_and_the_others_are_alone() -> None:
         assert executor.alone[5] == "no other branch is alike"
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_half_precision_weights_give_half_precision_states(depth: int) -> None:
+    trunk, x = trunk_of(*(layers(depth) for _ in range(3))), torch.randn(2, 4, 8, dtype=torch.float64)
+    exact = trunk(x)
+    trunk.bfloat16()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = trunk(x.bfloat16())
+            assert found.dtype == trunk.prefix_states(x.bfloat16()).dtype == torch.bfloat16
+            torch.testing.assert_close(found.double(), exact, rtol=0.05, atol=0.05)
+
+
 def test_buffers_and_step_sizes_count() -> None:
     x = torch.randn(2, 4, 8, dtype=torch.float64)
     stacks = [Stack(layers(3), step=0.25, buffers=(1, 0)), Stack(layers(3), step=0.25, buffers=(1, 0))]

@@ -107,7 +107,8 @@ class Batched(BranchExecutor):
             last = [stack.layers[-1] for stack in stacks]
             f = self._layers.total(last, unpack(before, like=x), *inputs)
             increments.append(scaled((f,) if isinstance(f, Tensor) else f, stacks[0].step_of(stacks[0].depth - 1)))
-        return unpack(add(z, total(increments)), like=x)
+        summed = add(z, total(increments))  # of a half-precision state in more digits, until here
+        return unpack(tuple(part.to(a.dtype) for part, a in zip(summed, z, strict=True)), like=x)
 
     def _states(
         self, state: State, stacks: list[Stack], *, like: Any, inputs: tuple[Any, ...], layers: int | None = None
