@@ -14,6 +14,7 @@ from paradepth.atomic import write_bytes
 from paradepth.export.describe import KEY, describe, read_assets, read_description
 from paradepth.export.files import Exported, check_target
 from paradepth.export.graph import build_graph
+from paradepth.export.quiet import quiet
 from paradepth.export.verify import TOLERANCE, verify
 from paradepth.models.base import TrunkModel
 
@@ -52,7 +53,7 @@ def export_aoti(
     metadata = {KEY: json.dumps(told, ensure_ascii=False), **found}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
-        with config.patch({"aot_inductor.metadata": metadata}):
+        with quiet(), config.patch({"aot_inductor.metadata": metadata}):
             aoti_compile_and_package(graph.program(), package_path=str(package))
         run = _load(package)
         verification = verify(graph, lambda inputs: run(*inputs), tolerance=tolerance)
@@ -98,4 +99,5 @@ def load_aoti(path: str | Path) -> tuple[Callable[..., tuple[Tensor, ...]], dict
 def _load(path: Path) -> Any:
     from torch._inductor import aoti_load_package
 
-    return aoti_load_package(str(path))
+    with quiet():
+        return aoti_load_package(str(path))

@@ -11,7 +11,6 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from paradepth.branches import Branches, Loop
 from paradepth.export.inputs import BATCH, InputSpec, input_specs
+from paradepth.export.quiet import quiet
 from paradepth.models.base import TrunkModel
 from paradepth.models.pretrained import build_model, config_dict
 
@@ -88,9 +88,7 @@ class Graph:
     @torch.no_grad()
     def program(self) -> ExportedProgram:
         """The graph by `torch.export`, with the free dimensions free."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with quiet():
             # A batch of 3 with 5 tokens, say: sizes of 0 and 1 are special to a tracer.
             example = tuple(
                 spec.sample(3, min(5, spec.longest or 5), torch.Generator().manual_seed(0)) for spec in self.inputs

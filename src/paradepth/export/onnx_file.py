@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from paradepth.atomic import write_bytes
 from paradepth.export.describe import KEY, describe, read_assets
 from paradepth.export.files import Exported, check_target, missing_extra
 from paradepth.export.graph import Graph, build_graph
+from paradepth.export.quiet import quiet
 from paradepth.export.session import open_session
 from paradepth.export.verify import TOLERANCE, verify
 from paradepth.models.base import TrunkModel
@@ -98,7 +96,7 @@ def _need(package: str) -> None:
 
 
 def _onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             graph.program(),
             dynamo=True,
@@ -125,18 +123,3 @@ def _name_dimensions(model: Any, graph: Graph) -> None:
         for place, size in enumerate(value.shape or ()):
             if str(size) in names:
                 value.shape[place] = names[str(size)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch says of packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(before)

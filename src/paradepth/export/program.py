@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from paradepth.atomic import write_bytes
 from paradepth.export.describe import KEY, describe, read_assets, read_description
 from paradepth.export.files import Exported, check_target
 from paradepth.export.graph import build_graph
+from paradepth.export.quiet import quiet
 from paradepth.export.verify import TOLERANCE, verify
 from paradepth.models.base import TrunkModel
 
@@ -67,7 +67,8 @@ def export_program(
     program.example_inputs = None  # they would be the only pickle in the file
     buffer = io.BytesIO()
     extra = {DESCRIPTION: json.dumps(told, ensure_ascii=False), **found}
-    torch.export.save(program, buffer, extra_files=extra)
+    with quiet():
+        torch.export.save(program, buffer, extra_files=extra)
     run = _load(io.BytesIO(buffer.getvalue())).module()
     verification = verify(graph, lambda inputs: run(*inputs), tolerance=tolerance)
     write_bytes(path, buffer.getvalue())
@@ -94,13 +95,8 @@ def load_program(path: str | Path) -> tuple[Callable[..., tuple[Tensor, ...]], d
 
 
 def _load(source: Path | io.BytesIO) -> ExportedProgram:
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.ERROR)  # there are no example inputs, and it says so
-    try:
+    with quiet():
         return torch.export.load(source)
-    finally:
-        logger.setLevel(before)
 
 
 def _checked(path: Path) -> str | None:
@@ -132,4 +128,4 @@ def _is_pickled(name: str, archive: zipfile.ZipFile, full: str) -> bool:
         return False
     if name.endswith("_config.json"):
         return any(entry.get("use_pickle", True) for entry in json.loads(archive.read(full))["config"].values())
-    return not name.rsplit("/", 1)[-1].startswith(("weight_", "tensor_"))
+    return not name.split("/", 2)[2].startswith(("weight_", "tensor_"))
