@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import paradepth
-from paradepth.branches import Branches
+from paradepth.branches import BRANCH_EXECUTORS, Branches, branch_executor
 from paradepth.depth import Stack
 from paradepth.distributed import (
     Mesh,
@@ -180,6 +180,23 @@ def schedules(world: World) -> list[dict[str, Any]]:
     return found
 
 
+def local_executors(world: World) -> dict[str, float]:
+    """Largest differences where the branches of a process are evaluated by something else than a loop."""
+    torch.manual_seed(0)
+    whole, *batch = model_and_batch("padded")
+    whole, batch = whole.to(DEVICE), tree_map(lambda t: t.to(DEVICE), batch)
+    found = {}
+    for name in BRANCH_EXECUTORS:
+        shared = copy.deepcopy(whole)
+        shard_branches(shared.trunk, world.row, local=branch_executor(name))
+        for schedule in ("joint", "one_pass"):
+            chosen = build_schedule(schedule, list(whole.parts()), Annealing(), {})
+            (objective,) = chosen.objectives(0)
+            expected, mine = (learn(model, chosen, objective, batch, ()) for model in (whole, shared))
+            found[f"{name} {schedule}"] = distance(mine, expected)
+    return found
+
+
 def together(world: World) -> dict[str, Any]:
     """Two evaluations in one backward pass, reduced and clipped gradients, weights put together, growth from zero."""
     torch.manual_seed(0)
@@ -193,7 +210,7 @@ def together(world: World) -> dict[str, Any]:
         model.eval()
         (model(inputs, branches=2).square().sum() + model.prefix_logits(inputs.flip(0)).sin().sum()).backward()
     gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (shared, whole)]
-    result: dict[str, Any] = {"twice": distance(*gradients)}
+    result: dict[str, Any] = {"twice": distance(*gradients), "local": local_executors(world)}
     reduce_gradients(shared, world, owned=owned)
     result["norm"] = float(clip_gradients(shared, 0.1, world, owned=owned)) - float(
         nn.utils.clip_grad_norm_(whole.parameters(), 0.1)

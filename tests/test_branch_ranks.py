@@ -90,6 +90,8 @@ def test_reducing_clipping_gathering_and_growing(by_rank: list[dict[str, Any]]) 
     for rank, content in enumerate(by_rank):
         found = content["together"]
         assert found["twice"] < 1e-10
+        assert len(found["local"]) == 8
+        assert max(found["local"].values()) < 1e-10, found["local"]
         assert abs(found["norm"]) < 1e-6
         assert found["clipped"] < 1e-6  # the factor is a float32
         assert found["same_weights"] is (True if rank == 0 else None)

@@ -37,7 +37,7 @@ def environment(world: World, *, autocast: torch.dtype | None, command: str) -> 
         "threads": torch.get_num_threads(),
         "device": device,
         "precision": "bf16" if autocast else "float32",
-        "world_size": world.size,
+        "world_size": world.processes,
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
