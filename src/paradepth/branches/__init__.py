@@ -6,7 +6,7 @@ from paradepth.branches.branches import Aggregate, Branches
 from paradepth.branches.cached import TrunkCache
 from paradepth.branches.executor import BranchExecutor
 from paradepth.branches.loop import Loop
-from paradepth.branches.named import BRANCH_EXECUTORS, branch_executor
+from paradepth.branches.named import BRANCH_EXECUTORS, branch_executor, choose_executor
 from paradepth.branches.threads import Threads
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Threads",
     "TrunkCache",
     "branch_executor",
+    "choose_executor",
 ]

@@ -59,7 +59,7 @@ class Auto(BranchExecutor):
     It measures once for each `Situation`, candidates by turns, on the first branches and inputs that come: forward, and
     backward where there are gradients. Weights, their gradients, dropout masks and torch's random numbers are left as
     they are. Executors round differently, so a choice decides the last digits of a result; `state_dict` keeps choices,
-    and training stores them in its checkpoints.
+    and training stores them in its checkpoints. Copies share them.
 
     Args:
         timer: measures a candidate: gets its name and a function that evaluates once, returns seconds. None measures
@@ -88,7 +88,7 @@ class Auto(BranchExecutor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Auto:
         new = Auto(timer=self._timer)
-        new._choices = dict(self._choices)
+        new._choices = self._choices  # a model and its moving average choose alike
         return new
 
     def outputs(self, branches: Sequence[Stack], x: Any, *inputs: Any) -> Sequence[Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from paradepth.branches.auto import Auto
 from paradepth.branches.batched import Batched
+from paradepth.branches.branches import Branches
 from paradepth.branches.executor import BranchExecutor
 from paradepth.branches.loop import Loop
 from paradepth.branches.threads import Threads
@@ -30,3 +32,16 @@ def branch_executor(name: str) -> BranchExecutor:
     if name not in BRANCH_EXECUTORS:
         raise ValueError(f"the branch executor is {name!r}; it must be one of {', '.join(BRANCH_EXECUTORS)}")
     return BRANCH_EXECUTORS[name]()
+
+
+def choose_executor(trunk: Any, name: str) -> None:
+    """Gives a trunk the executor of that name.
+
+    Raises:
+        ValueError: another name, or a serial stack, which has no branches to evaluate in some order.
+    """
+    executor = branch_executor(name)
+    if isinstance(trunk, Branches):
+        trunk.executor = executor
+    elif name != "loop":
+        raise ValueError(f"branch_executor is {name!r}; it evaluates branches, and this model is a serial stack")

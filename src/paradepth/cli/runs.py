@@ -29,6 +29,10 @@ class _Evaluate:
     """Where the data lies now, if it moved since training."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    branch_processes: int = 1
+    """Processes that share the branches, under torchrun; the others share the batches."""
+    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
+    """How branches are evaluated."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -81,7 +85,15 @@ def _evaluate(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.train.use import evaluate_run
 
     o = parse(_Evaluate, options, "evaluate")
-    return evaluate_run(o.run, split=o.split, branches=o.branches, data_dir=o.data_dir, device=o.device)
+    return evaluate_run(
+        o.run,
+        split=o.split,
+        branches=o.branches,
+        data_dir=o.data_dir,
+        device=o.device,
+        branch_processes=o.branch_processes,
+        branch_executor=o.branch_executor,
+    )
 
 
 def _report(options: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -32,6 +32,8 @@ class _Predict:
     """Classifiers of texts: inputs are pairs of texts, two after two."""
     raw: bool = False
     """Taggers: split English text into words, punctuation too."""
+    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
+    """How branches are evaluated; an exported file has its own way."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -46,7 +48,7 @@ class Assets:
 
 def _predict(options: Sequence[str]) -> dict[str, Any]:
     o = parse(_Predict, options, "predict")
-    model, assets = _model(o.run)
+    model, assets = _model(o.run, o.branch_executor)
     if o.raw and model.model_type != "tagger":
         raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
     if o.pairs and model.model_type not in _TEXTS:
@@ -60,18 +62,25 @@ def _predict(options: Sequence[str]) -> dict[str, Any]:
     return {"predictions": _classify_images(model, o)}
 
 
-def _model(place: Path) -> tuple[Any, Assets]:
+def _model(place: Path, branch_executor: str) -> tuple[Any, Assets]:
     """A run's model, or an exported one; and what else is needed to use it."""
     if place.is_file() or place.suffix == ".onnx":
         from paradepth.export.runtime import OnnxModel
 
+        if branch_executor != "loop":
+            raise ValueError(
+                f"branch_executor is {branch_executor!r}; an exported file is evaluated by its own runtime"
+            )
         model = OnnxModel(place.expanduser())
         return model, Assets(model.tokenizer, model.words)
+    from paradepth.branches import choose_executor
     from paradepth.data.tokenizer import load_tokenizer
     from paradepth.data.words import load_words
     from paradepth.models import from_pretrained
 
-    return from_pretrained(place), Assets(partial(load_tokenizer, place), partial(load_words, place))
+    model = from_pretrained(place)
+    choose_executor(model.trunk, branch_executor)
+    return model, Assets(partial(load_tokenizer, place), partial(load_words, place))
 
 
 def _classify_images(model: Any, o: _Predict) -> list[dict[str, Any]]:

@@ -238,10 +238,13 @@ class BranchOptions:
     Attributes:
         branch_processes: processes that share the branches, each evaluating its own; a divisor of their number, the
             rest being data parallel. None: every process has all branches.
+        branch_executor: loop, one branch after another; batched, those that are alike as batched tensors; threads, on
+            worker threads (CPUs); auto, whichever is measured to be the fastest (one process).
     """
 
     branch_processes: int | None = None
 
+    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paradepth.branches import Branches
+from paradepth.branches import Auto, Branches, choose_executor
 from paradepth.depth import (
     MGRIT,
     Controller,
@@ -120,6 +120,11 @@ def check_depth(model: Any, options: DepthOptions, processes: int, branches: Bra
             f"branch_processes is {branches.branch_processes}; processes share branches, and this model is a serial "
             "stack (branches 0), whose layers are shared by depth_processes"
         )
+    if branches is not None and branches.branch_executor != "loop":
+        raise ValueError(
+            f"branch_executor is {branches.branch_executor!r}; it evaluates branches, and this model is a serial stack "
+            "(branches 0), which has an executor"
+        )
     if isinstance(executor, IterativeExecutor):
         executor.check(stack)
         if options.control:
@@ -161,10 +166,13 @@ class DepthRun:
         self.executor = build_executor(options)
         self.owned: list[Tensor] = []
         self.controller: Controller | None = None
-        trunk = model.trunk
+        self.auto: Auto | None = None
+        trunk: Any = model.trunk
         self.stack = trunk if isinstance(trunk, Stack) else None
         check_depth(model, options, world.row.size, branches)
         if isinstance(trunk, Branches):
+            choose_executor(trunk, (branches or BranchOptions()).branch_executor)
+            self.auto = trunk.executor if isinstance(trunk.executor, Auto) else None
             shard_branches(trunk, world.row)
         elif self.stack is not None:
             self.stack.executor = self.executor
@@ -285,10 +293,14 @@ class DepthRun:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint. First guesses from earlier batches are forgotten, so that a resumed run and an
+        if self.auto is not None:
+            return self.auto.state_dict()  # executors round differently: a resumed run has to choose alike
         uninterrupted one start alike."""
         if isinstance(self.executor, IterativeExecutor):
             self.executor.forget()
         return {} if self.controller is None else self.controller.state_dict()
+        if self.auto is not None:
+            self.auto.load_state_dict(saved)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues from `state_dict`."""

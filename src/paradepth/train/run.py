@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from paradepth.atomic import write_json
+from paradepth.branches import branch_executor
 from paradepth.distributed import World, join_world, process_count
 from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
@@ -198,8 +199,27 @@ def _prepare(config: Config, world: World, *, assets: Path | None = None) -> _Pa
             f"compile does not go with executor {config.depth_options.executor!r} on {world.row.size} process(es) that "
             f"share the {what}: torch.compile traces neither an iterative solve nor messages; leave one of them out"
         )
+    _check_branch_executor(config, world)
     task.normalise(model)
     return model.to(world.device), task.to(world.device), schedule, autocast_dtype(r.precision, world.device)
+
+
+def _check_branch_executor(config: Config, world: World) -> None:
+    name = config.branch_options.branch_executor
+    branch_executor(name)
+    if name != "loop" and config.run_options.compile:
+        raise ValueError(
+            f"compile does not go with branch_executor {name!r}: torch.compile traces a loop over branches"
+        )
+    if name == "threads" and world.device.type != "cpu":
+        raise ValueError(
+            f"branch_executor 'threads' is for CPUs, and the device is {world.device}; take batched or auto"
+        )
+    if name == "auto" and world.processes > 1:
+        raise ValueError(
+            f"branch_executor 'auto' chooses for one process, and there are {world.processes}, which may choose "
+            "differently; name the executor"
+        )
 
 
 def _train(
