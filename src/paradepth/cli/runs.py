@@ -33,6 +33,9 @@ class _Evaluate:
     """Processes that share the branches, under torchrun; the others share the batches."""
     branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
     """How branches are evaluated."""
+    early_stop: float | None = None
+    """Stop each sample of a classifier as soon as it is confident, and accept that loss of accuracy (0.01 is one
+    percentage point): thresholds are found on the validation split. Writes early_stop.json into the run directory."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -85,6 +88,8 @@ def _evaluate(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.train.use import evaluate_run
 
     o = parse(_Evaluate, options, "evaluate")
+    if o.early_stop is not None:
+        return _early_stop(o)
     return evaluate_run(
         o.run,
         split=o.split,
@@ -92,6 +97,22 @@ def _evaluate(options: Sequence[str]) -> dict[str, Any]:
         data_dir=o.data_dir,
         device=o.device,
         branch_processes=o.branch_processes,
+        branch_executor=o.branch_executor,
+    )
+
+
+def _early_stop(o: _Evaluate) -> dict[str, Any]:
+    from paradepth.train.early_stop import early_stop_run
+
+    if o.branch_processes != 1:
+        raise ValueError(f"branch_processes is {o.branch_processes}; early stop evaluates branches one after another")
+    return early_stop_run(
+        o.run,
+        tolerance=o.early_stop or 0.0,
+        split=o.split,
+        branches=o.branches,
+        data_dir=o.data_dir,
+        device=o.device,
         branch_executor=o.branch_executor,
     )
 

@@ -22,6 +22,13 @@ def show(result: dict[str, Any]) -> None:
                 middle = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
                 rows.append((str(row["batch"]), f"{row['median_ms']:.2f}", middle, row["what"]))
             _table(rows)
+        elif key == "curve":
+            rows = [("accepted loss", "accuracy", "branches", "layer evaluations", "stopped after 1, 2, …")]
+            for row in value:
+                numbers = f"{row['tolerance']:g}", f"{100 * row['stopping_accuracy']:.2f} %"
+                compute = f"{row['mean_branches']:.2f}", f"{row['layer_evals']:.2f}"
+                rows.append((*numbers, *compute, " ".join(map(str, row["stopped"]))))
+            _table(rows)
         elif key == "examples":
             for item in value:
                 print("\n" + "\n".join(f"{name}: {text}" for name, text in item.items()))

@@ -2,6 +2,7 @@
 
 from paradepth.models.base import TrunkConfig, TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
+from paradepth.models.early_stop import EarlyStop, Stopped, calibrate
 from paradepth.models.generate import Generation, Piece, generate, generate_stream
 from paradepth.models.hf_classifier import HFClassifier, HFClassifierConfig
 from paradepth.models.image_classifier import ImageClassifier, ImageClassifierConfig
@@ -15,6 +16,7 @@ from paradepth.models.translator import Translator, TranslatorConfig, translate
 __all__ = [
     "CausalLM",
     "CausalLMConfig",
+    "EarlyStop",
     "Generation",
     "HFClassifier",
     "HFClassifierConfig",
@@ -25,12 +27,14 @@ __all__ = [
     "Piece",
     "SequenceClassifier",
     "SequenceClassifierConfig",
+    "Stopped",
     "Tagger",
     "TaggerConfig",
     "Translator",
     "TranslatorConfig",
     "TrunkConfig",
     "TrunkModel",
+    "calibrate",
     "create_model",
     "fill_mask",
     "from_pretrained",

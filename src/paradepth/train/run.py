@@ -45,6 +45,7 @@ _RUN_FILES = (
     "metrics.jsonl",
     "environment.json",
     "evaluation.json",
+    "early_stop.json",
     "report.html",
 )
 _RUN_FOLDERS = ("checkpoints", "tensorboard", "exported")
