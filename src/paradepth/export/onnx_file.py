@@ -42,8 +42,7 @@ def export_onnx(
         model: any registered model; it is exported in float32.
         path: file, .onnx.
         branches: use the first branches only (default: all); the others are not in the file.
-        prefixes: one output for each prefix, logits_1 … logits_n; a runtime that is asked for logits_k alone needs the
-            first k branches only.
+        prefixes: one output for each prefix, logits_1 … logits_n; logits_k depends on the first k branches only.
         assets: a run, or a folder with the model's tokenizer.json or words.json: put into the file, so that
             `paradepth predict FILE` takes texts.
         overwrite: replace a file.

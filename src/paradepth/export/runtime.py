@@ -73,8 +73,8 @@ class OnnxModel:
         Args:
             inputs: what the model takes: a tensor, or a tuple of tensors. A masked language model takes (tokens, places
                 (B, P)), too, for the logits (B, P, V) at these places.
-            branches: one of the prefixes of a file with prefixes; only its branches are evaluated. Otherwise the number
-                of branches that the file was made with.
+            branches: one of the prefixes of a file with prefixes (onnxruntime evaluates all branches whichever it is).
+                Otherwise the number of branches that the file was made with.
 
         Raises:
             ValueError: inputs of another kind or shape, or a number of branches that the file has no output for.
@@ -138,14 +138,10 @@ class OnnxModel:
         return self._outputs[0]
 
     def _run(self, inputs: Any, outputs: list[str]) -> list[Tensor]:
-        import onnxruntime as ort
-
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         if len(given) != len(self._inputs):
             raise ValueError(f"there are {len(given)} inputs; this file takes {[spec.name for spec in self._inputs]}")
         for spec, tensor in zip(self._inputs, given, strict=True):
             spec.check(tensor)
         feed = {spec.name: tensor.to(spec.dtype).numpy() for spec, tensor in zip(self._inputs, given, strict=True)}
-        options = ort.RunOptions()
-        options.only_execute_path_to_fetches = True  # no branch that an output does not need
-        return [torch.from_numpy(array) for array in self._session.run(outputs, feed, options)]
+        return [torch.from_numpy(array) for array in self._session.run(outputs, feed)]
