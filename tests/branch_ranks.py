@@ -197,6 +197,28 @@ def local_executors(world: World) -> dict[str, float]:
     return found
 
 
+def precisions(world: World) -> dict[str, float]:
+    """The same in float32, with and without autocast: states stay float32, so only the order of the sum differs."""
+    torch.manual_seed(0)
+    whole, inputs, targets = model_and_batch("images")
+    whole, inputs, targets = whole.to(DEVICE, torch.float32), inputs.to(DEVICE, torch.float32), targets.to(DEVICE)
+    shared = copy.deepcopy(whole)
+    shard_branches(shared.trunk, world.row)
+    found = {}
+    for autocast in (None, torch.bfloat16):
+        gradients = []
+        for model in (shared, whole):
+            model.eval().zero_grad()
+            TrainStep(model, autocast=autocast)(inputs, targets, Objective(4, weights=(1, 1, 1, 1)))[0].backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        found[str(autocast)] = distance(*gradients)
+    half = copy.deepcopy(whole).to(torch.bfloat16)
+    expected = half(inputs.bfloat16()).detach()
+    shard_branches(half.trunk, world.row)
+    found["half"] = distance({"": half(inputs.bfloat16()).detach()}, {"": expected})
+    return found
+
+
 def together(world: World) -> dict[str, Any]:
     """Two evaluations in one backward pass, reduced and clipped gradients, weights put together, growth from zero."""
     torch.manual_seed(0)
@@ -211,6 +233,7 @@ def together(world: World) -> dict[str, Any]:
         (model(inputs, branches=2).square().sum() + model.prefix_logits(inputs.flip(0)).sin().sum()).backward()
     gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (shared, whole)]
     result: dict[str, Any] = {"twice": distance(*gradients), "local": local_executors(world)}
+    result["precisions"] = precisions(world)
     reduce_gradients(shared, world, owned=owned)
     result["norm"] = float(clip_gradients(shared, 0.1, world, owned=owned)) - float(
         nn.utils.clip_grad_norm_(whole.parameters(), 0.1)

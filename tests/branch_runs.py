@@ -1,7 +1,8 @@
 """One process of training runs that share branches; run by test_branch_training.py on 2 to 4 processes.
 
-Arguments: a folder for the runs and a JSON list of jobs, each of which is `start_run` or `resume_run` with its options
-and maybe a step at which one process is asked to stop. What was refused goes to standard output.
+Arguments: a folder for the runs and a JSON list of jobs, each of which is `start_run`, `resume_run` or `evaluate_run`
+with its options, and maybe a step at which one process is asked to stop. What was refused or measured goes to standard
+output.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from paradepth.distributed import join_world
 from paradepth.train import resume_run, start_run
 from paradepth.train.trainer import Interrupted
+from paradepth.train.use import evaluate_run
 from runs import tiny_config
 
 RANK = int(os.environ["RANK"])
@@ -35,7 +37,10 @@ def stop_at(stop: int | None, rank: int) -> Callable[[int], None]:
 def work(folder: Path, job: dict[str, Any]) -> None:
     on_batch = stop_at(job.get("stop"), job.get("by", 1))
     try:
-        if "kind" in job:
+        if job.get("evaluate"):
+            found = evaluate_run(folder / job["run"], **job["options"])
+            print(json.dumps({"run": job["run"], "loss": found["loss"], "accuracy": found["accuracy"]}))
+        elif "kind" in job:
             start_run(tiny_config(job["kind"], **job["options"]), folder / job["run"], on_batch=on_batch)
         else:
             resume_run(folder / job["run"], on_batch=on_batch, **job.get("options", {}))

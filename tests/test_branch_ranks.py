@@ -90,6 +90,9 @@ def test_reducing_clipping_gathering_and_growing(by_rank: list[dict[str, Any]]) 
     for rank, content in enumerate(by_rank):
         found = content["together"]
         assert found["twice"] < 1e-10
+        assert found["precisions"]["None"] < 1e-5
+        assert found["precisions"]["torch.bfloat16"] < 1e-3  # where a gradient rounds to the next bfloat16
+        assert found["precisions"]["half"] < 2e-2
         assert len(found["local"]) == 8
         assert max(found["local"].values()) < 1e-10, found["local"]
         assert abs(found["norm"]) < 1e-6

@@ -1,4 +1,4 @@
-"""Training runs whose branches are shared between processes: schedules, optimisers, resuming elsewhere, lost processes."""
+"""Training runs whose branches processes share: schedules, optimisers, resuming elsewhere, lost processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from paradepth.train import resume_run, start_run
 from paradepth.train.trainer import Interrupted
-from processes import finish, run_together, start
+from paradepth.train.use import evaluate_run
+from processes import finish, fork_together, start
 from runs import events, tiny_config
 
 DRIVER = Path(__file__).with_name("branch_runs.py")
@@ -29,14 +30,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def work(processes: int, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Lets processes do jobs; what every one of them refused."""
-    ended = run_together(processes, DRIVER, folder, json.dumps(jobs))
+def work(processes: int, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lets processes do jobs; what every one of them refused or measured."""
+    ended = fork_together(processes, DRIVER, folder, json.dumps(jobs))
     for status, _, errors in ended:
         assert status == 0, errors
-    refused = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for _, out, _ in ended]
-    assert all(part == refused[0] for part in refused)
-    return refused[0]
+    said = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for _, out, _ in ended]
+    assert all(part == said[0] for part in said)
+    return said[0]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -104,8 +105,12 @@ def test_a_run_moves_from_two_processes_to_one_and_to_three(two: Path, tmp_path:
 
     with pytest.raises(Interrupted):
         resume_run(two / "moved", on_batch=stop_at_7)
-    said = work(3, two, [{"run": "moved", "options": {"branch_processes": 2}}, {"run": "moved"}])
-    assert [(s["run"], "3 processes cannot be cut into rows of 2" in s["refused"]) for s in said] == [("moved", True)]
+    measured = {"run": "moved", "evaluate": True, "options": {"branch_processes": 3, "device": "cpu"}}
+    refused, found = work(3, two, [{"run": "moved", "options": {"branch_processes": 2}}, {"run": "moved"}, measured])
+    assert "3 processes cannot be cut into rows of 2" in refused["refused"]
+    alone = evaluate_run(two / "moved", device="cpu")
+    assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert found["accuracy"] == alone["accuracy"]
     assert [event["step"] for event in events(two / "moved", "resumed")] == [3, 7]
     assert losses(two / "moved") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert furthest(two / "moved", tmp_path / "whole") < 1e-4
