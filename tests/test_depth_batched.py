@@ -59,6 +59,9 @@ def equals_one_by_one(stack: Stack, options: dict[str, Any], x: Any, *inputs: An
     """Asserts equal values, gradients, residuals and evaluations; returns the report."""
     plain, batched = kind(**options), kind(**options, batched=True)
     same(outcome(stack, batched, x, *inputs), outcome(stack, plain, x, *inputs))
+    one_is_serial = (plain.forward_iterations == "serial") != (plain.backward_iterations == "serial")
+    if one_is_serial and not plain.recompute:  # then there is nothing to keep, and less to look at
+        return batched.report
     for found, expected in (
         (batched.report.forward, plain.report.forward),
         (batched.report.backward, plain.report.backward),

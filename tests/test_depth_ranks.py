@@ -19,7 +19,7 @@ DRIVER = Path(__file__).with_name("depth_ranks.py")
 def test_processes_that_share_a_stack_compute_what_one_computes(ranks: int, tmp_path: Path) -> None:
     for status, _, errors in run_together(ranks, DRIVER, tmp_path / "out"):
         assert status == 0, errors
-    done = refused = moved = 0
+    done = refused = moved = batched = together = 0
     by_rank = [json.loads((tmp_path / "out" / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     for content in by_rank:
         assert content["lipschitz"] < 1e-10
@@ -34,8 +34,15 @@ def test_processes_that_share_a_stack_compute_what_one_computes(ranks: int, tmp_
                 assert found[name] < 1e-10, (name, case, found)
             assert all(abs(difference) < 1e-10 for difference in found["residuals"]), (case, found)
             assert abs(found["norm"]) < 1e-5
+            in_a_row, evaluations = found["counts"]  # of the process that took most, of all
+            fewer = in_a_row * ranks < evaluations
+            assert case["batched"] or not fewer
+            batched += case["batched"]
+            together += fewer
     assert done >= 20 * ranks
     assert refused
+    assert batched > 5 * ranks
+    assert together > batched / (2 if ranks == 2 else 10)
     assert moved > done / 2
     for found in zip(*(content["results"] for content in by_rank), strict=True):
         if "own" in found[0]:

@@ -97,12 +97,15 @@ def test_every_executor_that_converges_trains_like_serial(text: Path, tmp_path: 
     for name, more in {
         "mgrit": CONVERGED,
         "keep": {**CONVERGED, "recompute": False, "coarse": "half", "relaxation": "FCF"},
+        "batched": {**CONVERGED, "coarse": "branch", "batched": True},
         "picard": {"executor": "picard", "forward_iterations": 6, "backward_iterations": 6},
         "checkpoint": {"checkpoint_layers": True},
         "mixed": {**CONVERGED, "forward_iterations": "serial"},
     }.items():
         start_run(base(text, **more), tmp_path / name)
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "serial"), rel=1e-5), name
+    for told in events(tmp_path / "batched", "train"):
+        assert all(0 < a < b for a, b in zip(told["sequential"], told["evaluations"], strict=True))
     short = {**CONVERGED, "forward_iterations": 0, "backward_iterations": 0}
     start_run(base(text, **short), tmp_path / "short")
     assert losses(tmp_path / "short") != pytest.approx(losses(tmp_path / "serial"), rel=1e-5)

@@ -112,8 +112,11 @@ class IterativeExecutor(DepthExecutor):
         def solve(chain: Chain, segment: Segment, first: State) -> dict[int, State]:
             return self._solve(stack, chain, segment, first)
 
+        keep = not self.recompute
+        if self.batched and (self.forward_iterations == "serial") != (self.backward_iterations == "serial"):
+            keep = False  # graphs of single layers are of no use for several at once, nor the other way round
         batching = self._batching if self.batched else None
-        return run_with_autograd(solve, stack, x, inputs, keep=not self.recompute, batching=batching)
+        return run_with_autograd(solve, stack, x, inputs, keep=keep, batching=batching)
 
     def _solve(self, stack: Stack, chain: Chain, segment: Segment, first: State) -> dict[int, State]:
         forward = segment.direction == "forward"

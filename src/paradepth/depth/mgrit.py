@@ -47,8 +47,9 @@ class MGRIT(IterativeExecutor):
             (`StackedLayers`): the same position of all intervals, the terms of a branch sum, the corrections of all
             coarse steps. An iteration then takes about c + N/c batched steps in a row; meant for GPUs and small
             batches, where a layer alone does not fill the device. Layers that are like no other are evaluated by
-            themselves (`alone`). Takes a second copy of the weights. With `recompute=False` the graphs of whole
-            relaxations are kept; coarse steps evaluate layers again.
+            themselves (`alone`). Takes a second copy of the weights. With `recompute=False` the graphs of the last
+            relaxation are kept for those of the adjoint, if both directions are iterated; coarse steps evaluate layers
+            again.
 
     Raises:
         ValueError: values outside the ranges above.

@@ -195,6 +195,7 @@ class DepthOptions:
         initial: mgrit, picard: first guess.
         tolerance: mgrit, picard: relative residual at which iterating stops.
         recompute: mgrit, picard: evaluate layers again in the backward pass (True) or keep their graphs.
+        batched: mgrit, picard: evaluate layers that are alike at once, for GPUs and small batches.
         chunk: picard: layers that are swept together.
         control: probe the convergence and change iterations, or between parallel and serial.
         probe_every: control: batches between probes.
@@ -219,6 +220,7 @@ class DepthOptions:
     initial: Literal["coarse", "previous", "constant"] | None = None
     tolerance: float | None = None
     recompute: bool | None = None
+    batched: bool | None = None
     chunk: int | None = None
     control: bool = False
     probe_every: int | None = None
@@ -236,15 +238,15 @@ class BranchOptions:
     """How branches are evaluated in training.
 
     Attributes:
-        branch_processes: processes that share the branches, each evaluating its own; a divisor of their number, the
-            rest being data parallel. None: every process has all branches.
         branch_executor: loop, one branch after another; batched, those that are alike as batched tensors; threads, on
             worker threads (CPUs); auto, whichever is measured to be the fastest (one process).
+        branch_processes: processes that share the branches, each evaluating its own; a divisor of their number, the
+            rest being data parallel. None: every process has all branches.
     """
 
+    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
     branch_processes: int | None = None
 
-    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -31,7 +31,7 @@ from paradepth.train.config import BranchOptions, DepthOptions
 T = TypeVar("T")
 _POWER_ITERATIONS = 8
 
-_SHARED = ("forward_iterations", "backward_iterations", "tolerance", "initial", "recompute")
+_SHARED = ("forward_iterations", "backward_iterations", "tolerance", "initial", "recompute", "batched")
 _OWN = {
     "serial": ("checkpoint_layers",),
     "mgrit": ("levels", "coarsening", "relaxation", "coarse", "cycle", *_SHARED),
@@ -178,7 +178,7 @@ class DepthRun:
             self.stack.executor = self.executor
             shard_depth(self.stack, world.row)
         if self.shared:
-            self.owned = list(trunk.parameters())  # pyright: ignore[reportCallIssue]
+            self.owned = list(trunk.parameters())
         if self.stack is not None and options.control:
             assert isinstance(self.executor, IterativeExecutor)
             self.controller = build_controller(self.executor, options)
@@ -187,10 +187,6 @@ class DepthRun:
     def shared(self) -> bool:
         """Whether several processes share the layers or the branches."""
         return self.world.row.size > 1
-
-    def belongs_here(self, name: str) -> bool:
-        """Whether the tensor called `name` in a checkpoint is of a layer or a branch that this process owns."""
-        return "trunk." in name
 
     @contextmanager
     def serial(self, model: Any = None) -> Iterator[None]:
@@ -257,7 +253,7 @@ class DepthRun:
             if self.world.size > 1 and len(ends) == 2:
                 values = torch.tensor(ends, dtype=torch.float64, device=self.world.device)
                 ends = (self.world.sum(values) / self.world.size).tolist()
-            setattr(agreed, name, SolveReport(solved.iterations, ends, solved.evaluations))
+            setattr(agreed, name, SolveReport(solved.iterations, ends, solved.evaluations, solved.sequential))
         return agreed
 
     def _compare_with_serial(self, gradients: Callable[[], Any]) -> dict[str, float]:
@@ -284,26 +280,27 @@ class DepthRun:
         """What a training event tells of the last solve."""
         if not isinstance(self.executor, IterativeExecutor) or self.stack is None:
             return {}
-        report = self.executor.report
-        return {
-            "forward_iterations": report.forward.iterations,
-            "backward_iterations": report.backward.iterations,
-            "evaluations": [report.forward.evaluations, report.backward.evaluations],
+        forward, backward = self.executor.report.forward, self.executor.report.backward
+        told = {
+            "forward_iterations": forward.iterations,
+            "backward_iterations": backward.iterations,
+            "evaluations": [forward.evaluations, backward.evaluations],
         }
+        return told | ({"sequential": [forward.sequential, backward.sequential]} if self.executor.batched else {})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint. First guesses from earlier batches are forgotten, so that a resumed run and an
-        if self.auto is not None:
-            return self.auto.state_dict()  # executors round differently: a resumed run has to choose alike
         uninterrupted one start alike."""
         if isinstance(self.executor, IterativeExecutor):
             self.executor.forget()
-        return {} if self.controller is None else self.controller.state_dict()
         if self.auto is not None:
-            self.auto.load_state_dict(saved)
+            return self.auto.state_dict()  # executors round differently: a resumed run has to choose alike
+        return {} if self.controller is None else self.controller.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues from `state_dict`."""
+        if self.auto is not None:
+            self.auto.load_state_dict(saved)
         if self.controller is not None:
             self.controller.load_state_dict(saved)
             self.controller.apply()
