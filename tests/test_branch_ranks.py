@@ -12,10 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paradepth.branches import Branches, Loop
+import paradepth
+from paradepth.branches import Branches, Loop, TrunkCache
 from paradepth.depth import Stack
 from paradepth.depth.channel import Alone
 from paradepth.distributed import Mesh, assign_branches, join_world, shard_branches
+from paradepth.models import EarlyStop
 from paradepth.nn import EncoderLayer
 from processes import fork_together
 
@@ -133,7 +135,7 @@ def test_every_prefix_of_equal_branches_is_balanced(n: int, depth: int, data: st
 
 
 def branches(count: int) -> Branches:
-    return Branches([Stack([EncoderLayer(8, heads=2, mlp=16)]) for _ in range(count)])
+    return Branches([Stack([EncoderLayer(8, heads=2, mlp=16, causal=True)]) for _ in range(count)])
 
 
 class Row(Alone):
@@ -152,6 +154,12 @@ def test_what_cannot_be_shared_is_refused() -> None:
     shard_branches(trunk, Row(2))
     with pytest.raises(ValueError, match="shared between processes already"):
         shard_branches(trunk, Row(2))
+    with pytest.raises(ValueError, match="generate with a whole model"):
+        TrunkCache(trunk)
+    model = paradepth.create_model("paraformer_nano", branches=2, depth=1)
+    shard_branches(model.trunk, Row(2))
+    with pytest.raises(ValueError, match="only a part of the model"):
+        EarlyStop(model, [0.5])
     tied = branches(2)
     tied.branches[1].layers[0] = tied.branches[0].layers[0]  # pyright: ignore[reportIndexIssue]
     with pytest.raises(ValueError, match="is shared with a branch of another process"):

@@ -25,7 +25,7 @@ class TrunkCache:
         branches: use the first branches only (default: all).
 
     Raises:
-        ValueError: layers of another kind, or a number of branches that the trunk does not have.
+        ValueError: layers of another kind or of another process, or a number of branches that the trunk does not have.
 
     >>> import torch
     >>> stack = Stack([EncoderLayer(16, heads=2, mlp=32, causal=True) for _ in range(2)])
@@ -71,6 +71,10 @@ class _StackCache:
         self.source: Tensor | None = None  # X behind the last layer of the encoder
         self.caches: list[dict[str, KeyValueCache]] = []
         for layer in stack.layers:
+            if getattr(layer, "is_elsewhere", False):
+                raise ValueError(
+                    "processes share this trunk, and new tokens are evaluated by one: generate with a whole model"
+                )
             if isinstance(layer, TargetLayer):
                 self.caches.append({"cache": KeyValueCache(), "memory_cache": KeyValueCache()})
             elif isinstance(layer, SourceLayer):

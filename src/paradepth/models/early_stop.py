@@ -112,7 +112,8 @@ def check_early_stop(model: Any) -> None:
     """Refuses a model that cannot stop early.
 
     Raises:
-        ValueError: another kind of model than a classifier, or one with fewer than two branches.
+        ValueError: another kind of model than a classifier, one with fewer than two branches, or one that is shared
+            between processes.
     """
     if not isinstance(model, ImageClassifier | SequenceClassifier):
         raise ValueError(
@@ -121,6 +122,7 @@ def check_early_stop(model: Any) -> None:
         )
     if not isinstance(model.trunk, Branches) or len(model.trunk) < 2:
         raise ValueError("early stop needs a model with at least two branches: there is nothing to leave out")
+    model.check_whole()
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ def calibrate(logits_nBN: Tensor, targets_B: Tensor, *, tolerance: float = 0.0) 
         ValueError: no samples, or a tolerance outside [0, 1).
 
     >>> logits = torch.tensor([[[3.0, 0.0], [0.0, 0.4]], [[3.0, 0.0], [2.0, 0.0]]])  # branch 2 corrects one
-    >>> [round(t, 2) for t in calibrate(logits, torch.tensor([0, 0]))]
-    [0.78]
+    >>> round(calibrate(logits, torch.tensor([0, 0]))[0], 2)
+    0.78
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; it is a loss of accuracy, at least 0 and below 1")
