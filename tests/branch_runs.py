@@ -1,8 +1,8 @@
 """One process of training runs that share branches; run by test_branch_training.py on 2 to 4 processes.
 
 Arguments: a folder for the runs and a JSON list of jobs, each of which is `start_run`, `resume_run` or `evaluate_run`
-with its options, and maybe a step at which one process is asked to stop. What was refused or measured goes to standard
-output.
+with its options, or what follows `paradepth predict RUN`; and maybe a step at which one process is asked to stop. What
+was refused, measured or predicted goes to standard output.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from paradepth.cli.use import COMMANDS
 from paradepth.distributed import join_world
 from paradepth.train import resume_run, start_run
 from paradepth.train.trainer import Interrupted
@@ -40,6 +41,9 @@ def work(folder: Path, job: dict[str, Any]) -> None:
         if job.get("evaluate"):
             found = evaluate_run(folder / job["run"], **job["options"])
             print(json.dumps({"run": job["run"], "loss": found["loss"], "accuracy": found["accuracy"]}))
+        elif job.get("predict"):
+            command = [str(folder / job["run"]), *job["predict"]]
+            print(json.dumps(COMMANDS["predict"][0](command)))
         elif "kind" in job:
             start_run(tiny_config(job["kind"], **job["options"]), folder / job["run"], on_batch=on_batch)
         else:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from paradepth.cli.use import COMMANDS
 from paradepth.train import resume_run, start_run
 from paradepth.train.trainer import Interrupted
 from paradepth.train.use import evaluate_run
@@ -105,9 +107,22 @@ def test_a_run_moves_from_two_processes_to_one_and_to_three(two: Path, tmp_path:
 
     with pytest.raises(Interrupted):
         resume_run(two / "moved", on_batch=stop_at_7)
-    measured = {"run": "moved", "evaluate": True, "options": {"branch_processes": 3, "device": "cpu"}}
-    refused, found = work(3, two, [{"run": "moved", "options": {"branch_processes": 2}}, {"run": "moved"}, measured])
+    picture = tmp_path / "picture.png"
+    Image.fromarray(torch.arange(64, dtype=torch.uint8).view(8, 8).numpy()).save(picture)
+    jobs = [
+        {"run": "moved", "options": {"branch_processes": 2}},
+        {"run": "moved"},
+        {"run": "moved", "evaluate": True, "options": {"branch_processes": 3, "device": "cpu"}},
+        {"run": "moved", "predict": [str(picture), "--branch-processes", "3", "--branches", "2"]},
+    ]
+    refused, found, predicted = work(3, two, jobs)
     assert "3 processes cannot be cut into rows of 2" in refused["refused"]
+    (mine,), (theirs,) = (
+        [sample["classes"] for sample in result["predictions"]]
+        for result in (predicted, COMMANDS["predict"][0]([str(two / "moved"), str(picture), "--branches", "2"]))
+    )
+    assert mine[0]["class"] == theirs[0]["class"]
+    assert mine[0]["confidence"] == pytest.approx(theirs[0]["confidence"], rel=1e-5)
     alone = evaluate_run(two / "moved", device="cpu")
     assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
     assert found["accuracy"] == alone["accuracy"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ class _Predict:
     """Taggers: split English text into words, punctuation too."""
     branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
     """How branches are evaluated; an exported file has its own way."""
+    branch_processes: int = 1
+    """Processes that share the branches, under torchrun: all that it starts."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -53,13 +56,33 @@ def _predict(options: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"raw splits sentences into words; it means nothing to a model of type {model.model_type!r}")
     if o.pairs and model.model_type not in _TEXTS:
         raise ValueError(f"pairs are texts to classify; they mean nothing to a model of type {model.model_type!r}")
-    if model.model_type == "masked_lm":
-        return {"predictions": _fill(model, assets, o)}
-    if model.model_type in _TEXTS:
-        return {"predictions": _classify_texts(model, assets, o)}
-    if model.model_type == "tagger":
-        return {"predictions": _tag(model, assets, o)}
-    return {"predictions": _classify_images(model, o)}
+    with _shared(model, o.branch_processes):
+        if model.model_type == "masked_lm":
+            return {"predictions": _fill(model, assets, o)}
+        if model.model_type in _TEXTS:
+            return {"predictions": _classify_texts(model, assets, o)}
+        if model.model_type == "tagger":
+            return {"predictions": _tag(model, assets, o)}
+        return {"predictions": _classify_images(model, o)}
+
+
+@contextmanager
+def _shared(model: Any, processes: int) -> Iterator[None]:
+    """Lets processes share the model's branches within the context."""
+    if processes == 1:
+        yield
+        return
+    from paradepth.branches import Branches
+    from paradepth.distributed import join_world, shard_branches
+
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, Branches):
+        raise ValueError(f"branch_processes is {processes}; this is no model with branches that processes could share")
+    with join_world("cpu", branch=processes) as world:
+        if world.size > 1:
+            raise ValueError(f"branch_processes is {processes}, but {world.processes} processes were started")
+        shard_branches(trunk, world.row)
+        yield
 
 
 def _model(place: Path, branch_executor: str) -> tuple[Any, Assets]:
