@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paradepth.cli import main
+from paradepth.cli import COMMANDS, main
 from paradepth.recipes import RECIPES, get_recipe
 from paradepth.studies import STUDIES
 from paradepth.train import start_run
@@ -141,6 +142,12 @@ def test_more_bad_input_about_a_run(run: Path, tmp_path: Path, capsys: pytest.Ca
     ):
         assert main([str(word) for word in words]) == 2, words
         assert "refused: " in capsys.readouterr().err
+
+
+def test_every_command_of_every_module_can_be_called() -> None:
+    for name in set(COMMANDS.values()):
+        module = import_module(f"paradepth.cli.{name}")
+        assert set(module.COMMANDS) == {command for command, where in COMMANDS.items() if where == name}
 
 
 def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,6 +241,19 @@ def test_bad_input_is_refused(files: Files, tmp_path: Path) -> None:
         OnnxModel(files.get("image_classifier")[1]).tokenizer()
 
 
+def test_a_missing_package_is_named(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = files.get("image_classifier")
+    model = build("image_classifier", branches=0)
+    for package in ("onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ValueError, match=rf"package {package}; install it with: pip install 'paradepth\[export\]'"):
+            export_onnx(model, tmp_path / "model.onnx")
+        monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match="package onnxruntime"):
+        OnnxModel(path)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     strange = tmp_path / "strange.onnx"
     strange.write_bytes(b"\x00\x01 no model")
@@ -304,10 +317,15 @@ def test_predict_needs_no_package_for_training(files: Files, tmp_path: Path) -> 
         "from paradepth.cli import main\n"
         f"for words in {commands!r}:\n"
         "    assert main(words) == 0, words\n"
+        "assert main(['train', 'digits_paraformer']) == 2\n"
+        "assert main(['--help']) == 0\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line)["predictions"] for line in done.stdout.splitlines()]
+    assert "refused: train needs the package" in done.stderr
+    assert "  predict    classify images" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    found = [json.loads(line)["predictions"] for line in lines]
     assert len(found) == len(commands)
     for (kind, _), exported, run in zip(calls, found[::2], found[1::2], strict=True):
         assert flat(exported) == pytest.approx(flat(run), abs=1e-5), kind
