@@ -20,7 +20,7 @@ from paradepth.branches.graphs import Graphs
 from paradepth.depth import Serial, Stack
 from paradepth.depth.state import Increment, State, add, pack, scaled, subtract, total, unpack
 from paradepth.nn import EncoderLayer, SourceLayer, TargetLayer
-from paradepth.nn.stacked import StackedLayers, signature
+from paradepth.nn.stacked import StackedLayers, parameters_of, signature
 
 
 class Batched(BranchExecutor):
@@ -154,7 +154,7 @@ def _kind(branch: Stack, x: Any, inputs: tuple[Any, ...]) -> Hashable:
     if branch._forward_hooks or branch._forward_pre_hooks or branch._backward_hooks or branch._backward_pre_hooks:
         raise ValueError("the branch has hooks, which are called only when it is evaluated by itself")
     _check_inputs(branch.layers, x, inputs)
-    learns = torch.is_grad_enabled() and any(p.requires_grad for p in branch.parameters())
+    learns = torch.is_grad_enabled() and any(p.requires_grad for layer in branch.layers for p in parameters_of(layer))
     steps = tuple(branch.step_of(n) for n in range(branch.depth))
     return learns, steps, tuple(signature(layer) for layer in branch.layers)
 
