@@ -160,3 +160,14 @@ def test_names() -> None:
     assert kinds == [Loop, Batched, Threads, Auto]
     with pytest.raises(ValueError, match="must be one of loop, batched, threads, auto"):
         branch_executor("vmap")
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_a_compiler_traces_the_loop(name: str) -> None:
+    model, x = classifier(branches=3, depth=1), images()
+    assert isinstance(model.trunk, Branches)
+    expected = model(x)
+    model.trunk.executor = EXECUTORS[name]()
+    torch.testing.assert_close(torch.compile(model.trunk, backend="eager")(model.stem(x)), model.trunk(model.stem(x)))
+    torch.testing.assert_close(model(x), expected)
+    torch.compiler.reset()
