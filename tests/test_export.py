@@ -34,15 +34,25 @@ WORDS = WordVocabulary(["the", "dog"], buckets=50)
 SMALL: dict[str, Any] = {"width": 16, "heads": 2, "mlp": 32, "depth": 1}
 SPECIAL = {"vocab_size": 260, "pad": 256, "context": 12, **SMALL}  # of bytes
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "image_classifier": ("paraformer_nano", {**SMALL, "image_size": (9, 8), "patch_size": 4, "channels": 1}),
-    "causal_lm": ("gpt_nano", {**SMALL, "context": 12}),
+    "image_classifier": (
+        "paraformer_nano",
+        {**SMALL, "image_size": (9, 8), "patch_size": 4, "channels": 1, "embedding": "convolutions", "pool": "cls"},
+    ),
+    "causal_lm": ("gpt_nano", {**SMALL, "context": 12, "dropout": 0.5, "aggregate": "sum"}),
     "masked_lm": ("bert_nano", SPECIAL),
     "sequence_classifier": ("text_classifier_nano", {**SPECIAL, "class_names": ("bad", "good")}),
     "tagger": (
         "tagger_nano",
-        {**SMALL, "vocab_size": WORDS.size, "context": 12, "num_classes": 2, "class_names": ("DET", "NOUN")},
+        {
+            **SMALL,
+            "vocab_size": WORDS.size,
+            "context": 12,
+            "num_classes": 2,
+            "class_names": ("DET", "NOUN"),
+            "step": 0.5,
+        },
     ),
-    "translator": ("translator_nano", {**SPECIAL, "vocab_size": 260}),
+    "translator": ("translator_nano", {**SPECIAL, "bias": False}),
 }
 
 
@@ -216,14 +226,15 @@ def test_bad_input_is_refused(files: Files, tmp_path: Path) -> None:
     serial = build("image_classifier", branches=0)
     taken = tmp_path / "taken.onnx"
     taken.write_bytes(b"")
-    for given_model, path, options, said in (
+    cases: list[tuple[TrunkModel, Path, dict[str, Any], str]] = [
         (model, tmp_path / "a.onnx", {"branches": 3}, "branches is 3; this model has 2"),
         (serial, tmp_path / "a.onnx", {"prefixes": True}, "serial stack"),
         (model, tmp_path / "a.pt", {}, "ends in .onnx"),
         (model, taken, {}, "exists"),
-    ):
+    ]
+    for given_model, place, options, said in cases:
         with pytest.raises(ValueError, match=said):
-            export_onnx(given_model, path, **options)
+            export_onnx(given_model, place, **options)
     _, path = files.get("sequence_classifier")
     exported = OnnxModel(path)
     for inputs, said in (
