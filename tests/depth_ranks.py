@@ -86,7 +86,8 @@ def check(case: dict[str, Any], world: Any) -> dict[str, Any]:
     stack = Stack(layers, step=1 / 4, buffers=buffers)
     set_dropout_key(stack, seed=1, step=3)
     few = MGRIT(**options, forward_iterations=2, backward_iterations=1)
-    alone = MGRIT(**options | {"batched": False}, forward_iterations=2, backward_iterations=1)
+    alone = MGRIT(**options, forward_iterations=2, backward_iterations=1)
+    alone.batched = False
     enough = MGRIT(**options, forward_iterations=3 * depth, backward_iterations=3 * depth)
     try:
         few.check(stack)
