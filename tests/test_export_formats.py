@@ -32,10 +32,7 @@ def images(branches: int = 2) -> TrunkModel:
     ("name", "shape"),
     [
         ("paraformer_nano", {"branches": 3, "image_size": 8, "patch_size": 4}),
-        ("gpt_nano", {"branches": 2, "context": 12}),
-        ("bert_nano", BYTES),
         ("text_classifier_nano", {"branches": 2, "causal": True, "pool": "last", **BYTES}),
-        ("tagger_nano", {"branches": 2, "vocab_size": 60, "context": 12}),
         ("translator_nano", {"branches": 2, **BYTES}),
     ],
 )
