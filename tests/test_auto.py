@@ -132,6 +132,16 @@ def test_choices_survive_in_json() -> None:
     assert [choice.chosen for choice in again.choices] == ["threads", "loop"]
 
 
+@pytest.mark.gpu
+def test_on_gpus_graphs_are_measured_for_inference() -> None:
+    trunk = trunk_with(auto := Auto()).cuda().eval()
+    x = torch.randn(2, 4, 8, device="cuda")
+    expected = trunk(x)
+    with torch.no_grad():
+        torch.testing.assert_close(trunk(x), expected)
+    assert [set(c.seconds) for c in auto.choices] == [{"loop", "batched"}, {"loop", "batched", "batched with graphs"}]
+
+
 def test_time_is_measured_where_no_timer_is_given() -> None:
     trunk = trunk_with(auto := Auto())
     trunk(torch.randn(2, 4, 8)).sum().backward()

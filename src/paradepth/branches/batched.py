@@ -86,7 +86,8 @@ class Batched(BranchExecutor):
             return evaluate(branches, x, inputs)
         parameters = [p for branch in branches for p in branch.parameters()]
         what = (name, tuple(groups.items()))
-        return self._graphs.call(what, parameters, lambda *values: evaluate(branches, *values), x, inputs)
+        run, reads = (lambda *values: evaluate(branches, *values)), self._layers.kept
+        return self._graphs.call(what, parameters, run, x, inputs, reads=reads)
 
     def _outputs(self, branches: Sequence[Stack], x: Any, inputs: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = [branches[i](x, *inputs) if i in self.alone else None for i in range(len(branches))]

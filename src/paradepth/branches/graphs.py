@@ -24,6 +24,7 @@ class _Recorded:
     outputs: Any  # written by it
     parameters: list[Tensor]  # kept, so that none is mistaken for one that came to lie where it was
     state: list[tuple[Any, ...]]  # of the parameters at recording
+    held: Any  # what else the graph reads
 
 
 class Graphs:
@@ -66,6 +67,8 @@ class Graphs:
         evaluate: Callable[..., Any],
         x: Any,
         inputs: tuple[Any, ...],
+        *,
+        reads: Callable[[], Any],
     ) -> Any:
         """`evaluate(x, inputs)`, from a recording.
 
@@ -74,6 +77,7 @@ class Graphs:
             parameters: what else the result depends on.
             evaluate: to be recorded.
             x, inputs: tensors, and tuples of them.
+            reads: after an evaluation, tensors besides the parameters that it read, which must not be freed.
         """
         leaves, form = tree_flatten((x, inputs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -88,7 +92,7 @@ class Graphs:
                 static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 graph, outputs = _record(evaluate, *tree_unflatten(static, form))
             own = [leaf for leaf in static if isinstance(leaf, Tensor)]
-            found = self._recorded[key] = _Recorded(graph, own, outputs, list(parameters), state)
+            found = self._recorded[key] = _Recorded(graph, own, outputs, list(parameters), state, reads())
             while len(self._recorded) > self.keep:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)
@@ -99,13 +103,14 @@ class Graphs:
 
 
 def _record(evaluate: Callable[..., Any], x: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            evaluate(x, inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = evaluate(x, inputs)
+    with torch.cuda.device(tensors_of(x)[0].device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                evaluate(x, inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = evaluate(x, inputs)
     return graph, outputs

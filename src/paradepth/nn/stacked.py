@@ -146,6 +146,10 @@ class StackedLayers:
     def __reduce__(self) -> tuple[Any, ...]:
         return StackedLayers, ()
 
+    def kept(self) -> list[Weights]:
+        """The stacked copies of weights at present."""
+        return [kept.weights for kept in self._kept.values()]
+
     def forget(self) -> None:
         """Drops the stacked copies of weights."""
         self._kept.clear()
