@@ -25,7 +25,7 @@ TWO = {"branch_processes": 2, "timeout": 60.0}
 SMALL: dict[str, Any] = {"budget": "12 steps", "validations": 3, "weight_decay": 0.1, "clip": 0.5}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon": ("joint", {"optimiser": "muon", "ema": 0.9}),
-    "accumulate": ("cycle", {"accumulate": 2}),
+    "accumulate": ("cycle", {"accumulate": 2, "branch_executor": "batched"}),
     "boosting": ("one_pass", {"aggregate": "sum", "prefix_weights": (1.0, 2.0, 3.0)}),
     "frozen": ("stagewise-frozen", {"freeze": ("stem", "head")}),
     "plateau": ("stagewise-plateau", {"optimiser": "sgd", "learning_rate": 0.1}),
