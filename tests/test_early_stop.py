@@ -107,6 +107,8 @@ def test_calibration_lets_as_many_stop_as_it_may() -> None:
     (strict,) = calibrate(logits, targets)
     assert stopping_points(confidence(logits), [strict]).tolist() == [1, 1, 2]
     assert calibrate(logits, targets, tolerance=0.34) == (0.0,)
+    lost_then_won = torch.tensor([[[0.0, 5.0], [4.0, 0.0]], [sure, [0.0, 1.0]]])  # no more is lost than won, in the end
+    assert calibrate(lost_then_won, torch.tensor([0, 0])) == (NEVER,)
     confident_but_wrong = torch.tensor([[[0.0, 5.0], sure], [sure, sure]])
     assert calibrate(confident_but_wrong, torch.tensor([0, 0])) == (NEVER,)
 

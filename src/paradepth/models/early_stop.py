@@ -144,9 +144,9 @@ def stopping_points(confidence_nB: Tensor, thresholds: Sequence[float]) -> Tenso
 def calibrate(logits_nBN: Tensor, targets_B: Tensor, *, tolerance: float = 0.0) -> tuple[float, ...]:
     """Thresholds that lose no more than `tolerance` of the accuracy of the full model, on these samples.
 
-    After each branch as many of the samples that are left stop, the most confident first, as the part of the tolerance
-    allows that may be used up by then: k/(n−1) of it after branch k. A sample counts as lost when it stops wrong and
-    the full model is right, as won the other way round. A threshold lies halfway between two samples' confidences.
+    After each branch the samples that are left stop, the most confident first, until they would lose more than the part
+    of the tolerance that may be used up by then: k/(n−1) of it after branch k. A sample counts as lost when it stops
+    wrong and the full model is right, as won the other way round. A threshold lies halfway between two confidences.
 
     Args:
         logits_nBN: of all prefixes, on samples that neither training nor the final test saw: a validation split.
@@ -179,7 +179,9 @@ def calibrate(logits_nBN: Tensor, targets_B: Tensor, *, tolerance: float = 0.0) 
         values, places = confidence_nB[k, places][order], places[order]
         losses = (right_nB[-1, places].int() - right_nB[k, places].int()).cumsum(0)
         following = torch.cat([values[1:], values.new_full((1,), -1.0)])
-        fits = (losses <= allowed) & (values - following > 1e-9)  # equal confidences stop together
+        apart = values - following > 1e-9  # equal confidences stop together
+        # Up to where the loss is exceeded for the first time: that it falls again later would be luck.
+        fits = apart & ((losses <= allowed) | ~apart).cumprod(0).bool()
         best = fits.nonzero().flatten()
         if not len(best):
             thresholds.append(NEVER)
