@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fairscale.nn import model_parallel  # pyright: ignore[reportMissingImports]
+from fairscale.nn.model_parallel import initialize as groups  # pyright: ignore[reportMissingImports]
 from fairscale.nn.pipe import AsyncPipe  # pyright: ignore[reportMissingImports]
 from networks import Case, in_sequence
 from share import Setting, Share
@@ -26,11 +27,11 @@ _joined_rpc: list[bool] = []  # not empty once the remote procedure calls have b
 def _join(processes: int) -> None:
     """Makes the groups that fairscale looks up: all processes share layers, and all are stages of a pipeline as well,
     which fairscale does not foresee at once but its tensor parallelism never asks for."""
-    if model_parallel.model_parallel_is_initialized():
+    if groups.model_parallel_is_initialized():
         return
     with redirect_stdout(stderr):  # it prints
-        model_parallel.initialize_model_parallel(processes)
-    model_parallel.initialize._PIPELINE_PARALLEL_RANKS = list(range(processes))
+        groups.initialize_model_parallel(processes)
+    groups._PIPELINE_PARALLEL_RANKS = list(range(processes))
 
 
 def column_parallel(linear: nn.Linear, setting: Setting) -> nn.Module:
