@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -45,6 +46,28 @@ def test_train_step_benchmark_refuses_what_cannot_be_measured(tmp_path: Path, op
     done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert options[0] in done.stderr
+
+
+def test_branch_latency_benchmark_measures_every_variant(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    script = ROOT / "benchmarks" / "branch_latency" / "run.py"
+    options = ["--size", "smoke", "--batches", "1", "2", "--threads", "2", "--rounds", "2", "--no-compile"]
+    done = subprocess.run(
+        [sys.executable, script, *options, "--out", out], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["results"]
+    ways = {("1×4", way) for way in ("eager", "nn.TransformerEncoder")}
+    ways |= {("4×1", way) for way in ("loop", "batched", "threads", "auto")}
+    onnx = {("1×4", "onnxruntime, sequential"), ("4×1", "onnxruntime, sequential"), ("4×1", "onnxruntime, parallel")}
+    for batch, (precision, expected) in itertools.product((1, 2), {"float32": ways | onnx, "bf16": ways}.items()):
+        here = [row for row in rows if (row["batch"], row["precision"]) == (batch, precision)]
+        assert {(row["shape"], row["way"]) for row in here} == expected
+        assert len(here) == len(expected)
+        assert min(row["milliseconds"]["median"] for row in here) > 0
+        (best,) = {row["best_serial"] for row in here}
+        assert next(row for row in here if row["way"] == best)["over_best_serial"]["median"] == 1.0
+    assert done.stdout.count("\n| 1×4 |") == 5
 
 
 def coarse_operators(*options: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

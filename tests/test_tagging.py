@@ -27,11 +27,11 @@ from paradepth.data.words import OWN, UNKNOWN, WordVocabulary, load_words, split
 from paradepth.depth import MGRIT
 from paradepth.distributed import World
 from paradepth.models import Tagger, model_config
+from paradepth.predict import tag
 from paradepth.recipes import get_recipe
 from paradepth.train import Config, resume_run, start_run
 from paradepth.train.config import check_options
 from paradepth.train.step import IGNORED
-from paradepth.predict import tag
 from paradepth.train.tasks import load_data
 from paradepth.train.tasks.tagging import TaggingTask
 from runs import events
