@@ -34,7 +34,7 @@ from paradepth.nn import EncoderLayer, set_dropout_key
 from paradepth.train.schedules import Annealing, Objective, Schedule, build_schedule
 from paradepth.train.step import TrainStep
 
-DEVICE = sys.argv[2]
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cpu"
 SHAPES = [(1, 1, 1), (2, 2, 2, 2, 2), (1, 3, 1, 2)]  # depths of the branches
 
 

@@ -24,7 +24,7 @@ from paradepth.train.trainer import Interrupted
 from paradepth.train.use import evaluate_run
 from runs import tiny_config
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
 
 
 def stop_at(stop: int | None, rank: int) -> Callable[[int], None]:

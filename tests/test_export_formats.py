@@ -90,13 +90,16 @@ def test_a_compiled_package_computes_what_pytorch_computes(tmp_path: Path) -> No
         load_program(done.path)
 
 
-def test_without_a_compiler_aoti_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_aoti_is_refused(tmp_path: Path) -> None:
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     try:
-        with pytest.raises(ValueError, match=r"needs a C\+\+ compiler"):
+        # Not by monkeypatch, which cannot put an entry of this configuration back.
+        with (
+            config.patch({"cpp.cxx": ("no-such-compiler",)}),
+            pytest.raises(ValueError, match=r"needs a C\+\+ compiler"),
+        ):
             export_aoti(images(0), tmp_path / "model.pt2")
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
