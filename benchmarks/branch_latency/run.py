@@ -26,17 +26,12 @@ from variants import SIZES, Size, Variant, onnx_variants, torch_variants
 
 from paradepth.atomic import write_json
 from paradepth.distributed import World
+from paradepth.timing import quartiles
 from paradepth.train.environment import command_line, environment
 from paradepth.train.precision import cpu_flags, has_bf16_units
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 _ROUND_SECONDS = 0.03  # a fast variant is called several times a round
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median, lower and upper quartile, to four digits."""
-    lower, median, upper = (float(f"{q:.4g}") for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def timed(variants: list[Variant], *, rounds: int) -> list[list[float]]:

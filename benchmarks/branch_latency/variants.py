@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import paradepth
 from paradepth.branches import Auto, Batched, Branches, BranchExecutor, Loop, Threads
 from paradepth.export import export_onnx
+from paradepth.export.session import Execution, open_session
 
 Call = Callable[[], Any]
 
@@ -103,24 +104,16 @@ def torch_variants(size: Size, images_BCHW: Tensor, *, threads: int, compiled: b
 
 def onnx_variants(size: Size, images_BCHW: Tensor, *, threads: int) -> Iterator[Variant]:
     """onnxruntime, one operator after another and, for branches, in its parallel mode as well; float32."""
-    import onnxruntime
-
     for branches, depth in [(0, size.layers), *size.shapes()]:
         label = f"{branches}×{depth}" if branches else size.serial
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             export_onnx(new_model(size, branches, depth), path)
             content = path.read_bytes()
-        for mode in ("sequential", "parallel"):
+        for mode in get_args(Execution):
             if mode == "parallel" and (not branches or threads == 1):
                 continue
-            options = onnxruntime.SessionOptions()
-            parallel = mode == "parallel"
-            options.intra_op_num_threads = 1 if parallel else threads
-            options.inter_op_num_threads = threads if parallel else 1
-            if parallel:
-                options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = open_session(content, threads=threads, execution=mode, branches=branches)
             feed = {session.get_inputs()[0].name: images_BCHW.numpy()}
             yield Variant(label, f"onnxruntime, {mode}", lambda session=session, feed=feed: session.run(None, feed))
 

@@ -11,7 +11,6 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
 import older_pipelines
 import ours
 import pipelines
@@ -22,6 +21,8 @@ from share import Setting, Share, Way
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
+
+from paradepth.timing import quartiles
 
 TOLERANCE = 1e-4
 _CHECK_RATE = 0.1  # of the plain gradient step between the two passes that are compared
@@ -38,12 +39,6 @@ def ways(size: Size, case: Case, *, processes: int) -> tuple[list[Way], dict[str
     if refused:
         return found, {way.family: refused for way in parallel}
     return found + parallel, {}
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median, lower and upper quartile, to four digits."""
-    lower, median, upper = (float(f"{q:.4g}") for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def gathered(value: Any) -> list[Any]:

@@ -30,6 +30,7 @@ from torch import multiprocessing
 from paradepth.atomic import write_json
 from paradepth.depth import MGRIT, DepthExecutor, Serial
 from paradepth.distributed import World, join_world, shard_depth
+from paradepth.timing import quartiles
 from paradepth.train.environment import command_line, environment
 
 
@@ -193,12 +194,6 @@ def overhead(depth: int, step: float, rounds: int) -> list[dict[str, Any]]:
                 ratios.append(seconds / alone)
         rows.append({"setting": setting.name, "ratio": quartiles(ratios)})
     return rows
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    lower, median, upper = (float(f"{q:.4g}") for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def cosines(depth: int, step: float, *, text: Path | None, train_steps: int) -> dict[str, Any]:

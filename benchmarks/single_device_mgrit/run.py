@@ -23,16 +23,11 @@ from network import SIZES, ByteModel, Gradients, Variant, make, variants, window
 
 from paradepth.atomic import write_json
 from paradepth.distributed import World
+from paradepth.timing import quartiles
 from paradepth.train.environment import command_line, environment
 
 _ROUND_SECONDS = 0.05  # a fast variant is called several times a round
 GOOD = 0.999  # cosine of a gradient that trains like the exact one
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median, lower and upper quartile, to four digits."""
-    lower, median, upper = (float(f"{q:.4g}") for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def flat(gradients: Gradients) -> torch.Tensor:

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from reference import TorchViT
 from torch import nn
@@ -35,6 +34,7 @@ from torch.nn import functional as F
 import paradepth
 from paradepth.atomic import write_json
 from paradepth.distributed import World
+from paradepth.timing import quartiles
 from paradepth.train.environment import command_line, environment
 from paradepth.train.precision import cpu_flags, has_bf16_units
 
@@ -104,12 +104,6 @@ def training_step(network: nn.Module, size: Size, dtype: torch.dtype | None) -> 
         optimiser.step()
 
     return step
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median, lower and upper quartile, to four digits."""
-    lower, median, upper = (float(f"{q:.4g}") for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def measure(name: str, *, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paradepth.branches.executor import BranchExecutor, is_traced
 from paradepth.branches.graphs import Graphs
 from paradepth.depth import Serial, Stack
+from paradepth.depth.batching import check_call
 from paradepth.depth.state import Increment, State, add, pack, scaled, subtract, total, unpack
-from paradepth.nn import EncoderLayer, SourceLayer, TargetLayer
 from paradepth.nn.stacked import StackedLayers, parameters_of, signature
 
 
@@ -46,6 +46,7 @@ class Batched(BranchExecutor):
         ValueError: `graphs` on a machine without a CUDA device.
 
     >>> from paradepth.branches import Branches
+    >>> from paradepth.nn import EncoderLayer
     >>> trunk = Branches([Stack([EncoderLayer(16, heads=2, mlp=32)]) for _ in range(3)])
     >>> x = torch.randn(2, 5, 16)
     >>> one_by_one, trunk.executor = trunk(x), Batched()
@@ -154,19 +155,8 @@ def _kind(branch: Stack, x: Any, inputs: tuple[Any, ...]) -> Hashable:
         raise ValueError("the branch has an executor of its own, or is shared between processes")
     if branch._forward_hooks or branch._forward_pre_hooks or branch._backward_hooks or branch._backward_pre_hooks:
         raise ValueError("the branch has hooks, which are called only when it is evaluated by itself")
-    _check_inputs(branch.layers, x, inputs)
+    single = isinstance(x, Tensor)
+    check_call(branch.layers, (x,) if single else x, inputs, single=single)
     learns = torch.is_grad_enabled() and any(p.requires_grad for layer in branch.layers for p in parameters_of(layer))
     steps = tuple(branch.step_of(n) for n in range(branch.depth))
     return learns, steps, tuple(signature(layer) for layer in branch.layers)
-
-
-def _check_inputs(layers: nn.ModuleList, x: Any, inputs: tuple[Any, ...]) -> None:
-    parts = (x,) if isinstance(x, Tensor) else x
-    kinds = (EncoderLayer,) if isinstance(x, Tensor) else (SourceLayer, TargetLayer)
-    if len(parts) != len(kinds) or not all(isinstance(p, Tensor) and p.dim() == 3 for p in parts):
-        raise ValueError("the state is neither (B, T, D) nor a pair of such")
-    for layer in layers:
-        if not isinstance(layer, kinds):
-            raise ValueError(f"a {type(layer).__name__} is not evaluated together with others on such a state")
-    if len(inputs) > 1 or not all(value is None or isinstance(value, Tensor) for value in inputs):
-        raise ValueError("the layers take something else than a mask besides the state")

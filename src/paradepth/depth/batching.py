@@ -12,7 +12,7 @@ Shapes: m layers, B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -207,7 +207,7 @@ def batch_layers(layers: Layers, batching: Batching, numbers: Sequence[int], sta
     batching.alone = {}
     for n in numbers:
         try:
-            _check(layers.layers[n], state, layers.inputs, single=layers.single)
+            check_call([layers.layers[n]], state, layers.inputs, single=layers.single)
             alike.setdefault(signature(layers.layers[n]), []).append(n)
         except ValueError as reason:
             batching.alone[n] = str(reason)
@@ -224,15 +224,18 @@ def batch_layers(layers: Layers, batching: Batching, numbers: Sequence[int], sta
 _GIVEN = ("layers", "steps", "single", "inputs", "inputs_to_train", "autocast", "keep")
 
 
-def _check(layer: nn.Module, state: State, inputs: tuple[Any, ...], *, single: bool) -> None:
-    """Raises:
-    ValueError: what `StackedLayers` has no form for.
+def check_call(layers: Iterable[nn.Module], state: Sequence[Any], inputs: Sequence[Any], *, single: bool) -> None:
+    """Refuses layers, a state or side inputs that `StackedLayers` has no form for; `single` states are tensors.
+
+    Raises:
+        ValueError: what it is.
     """
     kinds = (EncoderLayer,) if single else (SourceLayer, TargetLayer)
-    if len(state) != len(kinds) or any(part.dim() != 3 for part in state):
+    if len(state) != len(kinds) or not all(isinstance(part, Tensor) and part.dim() == 3 for part in state):
         raise ValueError("the state is neither (B, T, D) nor a pair of such")
-    if not isinstance(layer, kinds):
-        raise ValueError(f"a {type(layer).__name__} is not evaluated together with others on such a state")
+    for layer in layers:
+        if not isinstance(layer, kinds):
+            raise ValueError(f"a {type(layer).__name__} is not evaluated together with others on such a state")
     if len(inputs) > 1 or not all(value is None or isinstance(value, Tensor) for value in inputs):
         raise ValueError("the layers take something else than a mask besides the state")
 

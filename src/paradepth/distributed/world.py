@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -49,10 +50,13 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0 and self.row.rank == 0
 
+    @cached_property
+    def _data_group(self) -> Any:
+        return None if self.mesh is None else self.mesh["data"].get_group()
+
     def sum(self, values: Tensor) -> Tensor:
         """The element-wise sum of `values` along the data dimension."""
-        group = None if self.mesh is None else self.mesh["data"].get_group()
-        return self._reduced(values, group) if self.size > 1 else values
+        return self._reduced(values, self._data_group) if self.size > 1 else values
 
     def sum_all(self, values: Tensor) -> Tensor:
         """The element-wise sum of `values` over all processes."""
