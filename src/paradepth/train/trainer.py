@@ -46,7 +46,7 @@ class Interrupted(RuntimeError):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or a gradient became infinite or not a number; the state before that update is saved."""
+    """The loss or a gradient became infinite or not a number. A run has saved the state from before that update."""
 
 
 class Trainer:
@@ -89,6 +89,7 @@ class Trainer:
         self.next_validation = 1
         self._fresh = True  # nothing was restored
         self._step_module: Any = None
+        self._held: learning.HeldClasses | None = None
 
     # ---- progress ------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Trainer:
         """
         every = self.config.run_options.checkpoint_every
         if self._fresh:
-            log.write("stage", step=0, layer_evals=0.0, seconds=0.0, active=self.schedule.active, reason="start")
+            self.log_first_stage(log)
             self.save(log)
         reported, started, samples = time.monotonic(), time.monotonic(), 0
         losses, correct, targets, norm = 0.0, 0.0, 0.0, 0.0
@@ -216,6 +217,10 @@ class Trainer:
             started = time.monotonic()
         log.write("end", step=self.step, **self._spent_fields(), reason="budget")
 
+    def log_first_stage(self, log: MetricsLog | SilentLog) -> None:
+        """Writes that the first stage starts."""
+        log.write("stage", step=0, layer_evals=0.0, seconds=0.0, active=self.schedule.active, reason="start")
+
     def _asked_to_stop(self, stop: StopRequest) -> bool:
         if self.world.processes == 1:
             return stop.signal is not None
@@ -241,6 +246,8 @@ class Trainer:
             if name not in trainable:
                 for parameter in part.parameters():
                     parameter.grad = None
+        held = learning.held_classes(self.config.optimiser_options)
+        self._held = None if held is None else learning.HeldClasses(self.model.head, held)
         smoothing = self.config.optimiser_options.label_smoothing
         step: Any = TrainStep(self.model, label_smoothing=smoothing, autocast=self.autocast)
         if self.config.run_options.compile:
@@ -269,6 +276,8 @@ class Trainer:
             self.optimiser.set_rates(learning.rates(self.schedule, o, self.progress))
             backward = partial(self._backward, step, inputs, targets, objective, counted.item(), update=index)
             loss, hits = self.depth.step(self.step, backward, partial(log.write, "probe"))
+            if self._held is not None:
+                self._held.clear_gradients()
             limit = o.clip if objective.clip and o.clip else math.inf
             if self.depth.shared:
                 norm = clip_gradients(self.model, limit, self.world, owned=self.depth.owned)
@@ -279,6 +288,8 @@ class Trainer:
             if not math.isfinite(loss.item() + norm.item()):
                 self._refuse_non_finite(log, loss.item(), norm.item(), batch_index)
             self.optimiser.step()
+            if self._held is not None:
+                self._held.restore()
             if self.average:
                 self.average.update(self.model)
             cost = update_cost(self.model, objective, trainable, tokens=self.mean_tokens)
