@@ -69,6 +69,10 @@ if behaviour == "die":
 if behaviour == "refuse resume" and how == "resume":
     print("every checkpoint is damaged", flush=True)
     sys.exit(2)
+if behaviour == "diverge":
+    (run / "environment.json").write_text(json.dumps({"python": "3.11", "command": f"paradepth train --run-dir {run}"}))
+    event(event="diverged", step=12, layer_evals=120.0, flops=2e6, seconds=0.5, loss=None, gradient_norm=None)
+    sys.exit(1)
 if behaviour.startswith("meet "):
     wait_for(base / f"started-{behaviour[5:]}")
 if behaviour == "wait":
@@ -270,6 +274,74 @@ def test_a_failed_cell_is_explained_and_stops_no_other(runner: _Runner) -> None:
 
     again = runner(_study(_cell("a"), *cells[1:]))
     assert (again["done"], again["skipped"]) == (["a"], ["d"])
+
+
+def test_a_cell_that_diverged_is_a_result_where_the_study_says_so(tmp_path: Path) -> None:
+    runner = _Runner(tmp_path)
+    cells = [_cell("a"), _cell("b", label="b", behaviour="diverge"), _cell("c", group="large", behaviour="diverge")]
+    seen: list[dict[str, Any]] = []
+
+    def findings(records: list[dict[str, Any]]) -> list[str]:
+        seen[:] = records
+        return ["Some diverged."]
+
+    study = _study(*cells, findings=findings, may_diverge=True)
+    summary = runner(study)
+    assert (summary["done"], summary["failed"]) == (["a", "b", "c"], [])
+    assert "[2/3] b: diverged at step 12 in 0 s" in runner.said
+    assert runner.record("b") == {
+        "name": "b",
+        "group": "small",
+        "label": "b",
+        "recipe": "fake",
+        "options": {"behaviour": "diverge"},
+        "seed": 0,
+        "options_hash": cells[1].options_hash,
+        "parameters": 1000,
+        "layers": 4,
+        "layer_evals": 120.0,
+        "flops": 2e6,
+        "seconds": 0.5,
+        "diverged": 12,
+        "environment": {"python": "3.11"},
+    }
+    assert [record.get("diverged") for record in seen] == [None, 12, 12]
+    results = json.loads((runner.out / "results.json").read_text())
+    small, large = results["groups"]
+    assert [row["label"] for row in small["rows"]] == ["a"]
+    assert small["note"] == "Not in table and plots, because they diverged: b (seed 0, step 12)."
+    assert large["rows"] == []
+    assert results["missing"] == []
+    assert "because they diverged" in (runner.out / "report.html").read_text()
+    assert (runner(study)["skipped"], runner.calls) == (["a", "b", "c"], [])
+
+    # A run that ended so while no runner watched is taken as it is.
+    (runner.out / "cells" / "b.json").unlink()
+    assert (runner(study)["done"], runner.calls) == (["b"], [])
+
+    # Where it is no result, the record counts as missing and the cell fails.
+    strict = runner(_study(*cells))
+    assert (strict["done"], strict["skipped"]) == ([], ["a"])
+    assert [failure["name"] for failure in strict["failed"]] == ["b", "c"]
+    assert any("is the record of a run that diverged" in line for line in runner.said)
+    results = json.loads((runner.out / "results.json").read_text())
+    assert results["missing"] == ["b", "c"]
+
+    with pytest.raises(ValueError, match="cell b starts from a, which may diverge"):
+        _study(cells[0], _after(cells[0], "b"), may_diverge=True)
+
+
+def test_a_run_that_failed_otherwise_has_not_diverged(runner: _Runner) -> None:
+    cells = [_cell("a", behaviour="fail"), _cell("b", behaviour="die"), _cell("c", behaviour="no end")]
+    summary = runner(_study(*cells, may_diverge=True))
+    assert [failure["name"] for failure in summary["failed"]] == ["a", "b", "c"]
+    assert not list((runner.out / "cells").iterdir())
+
+
+def test_a_group_without_rows_is_left_out_of_the_report(tmp_path: Path) -> None:
+    runner = _Runner(tmp_path)
+    assert runner(_study(_cell("a"), _cell("b", group="large")), only="a")["done"] == ["a"]
+    assert "small" in (runner.out / "report.html").read_text().lower()
 
 
 def test_a_command_that_cannot_be_started_is_a_failed_cell(runner: _Runner) -> None:

@@ -217,6 +217,12 @@ def test_a_non_finite_loss_stops_with_step_and_advice_after_saving(tmp_path: Pat
         start_run(config, tmp_path / "run")
     steps = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert max(steps) > 0
+    (diverged,) = events(tmp_path / "run", "diverged")
+    assert diverged["step"] == max(steps)
+    assert None in (diverged["loss"], diverged["gradient_norm"])
+    with pytest.raises(NonFiniteLoss):  # the state is that from before, so it happens again, and is logged once
+        resume_run(tmp_path / "run")
+    assert events(tmp_path / "run", "diverged") == [diverged]
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

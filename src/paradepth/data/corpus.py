@@ -89,6 +89,30 @@ def cut(paths: Sequence[Path], lengths: Sequence[int]) -> list[Text]:
     return parts
 
 
+def stretch(text: Text, fraction: float, place: float) -> Text:
+    """A stretch of a text, of `fraction` of its bytes and at least one.
+
+    Args:
+        text: the text.
+        fraction: above 0 and at most 1.
+        place: part of what is left out that is left out in front; with the same place a smaller stretch lies within a
+            larger one.
+
+    >>> stretch((Segment(Path("a"), 0, 10), Segment(Path("b"), 5, 15)), 0.5, 0.8)
+    (Segment(path=PosixPath('a'), start=8, stop=10), Segment(path=PosixPath('b'), start=5, stop=13))
+    """
+    size = sum(map(len, text))
+    length = min(max(round(fraction * size), 1), size)
+    begin = round(place * (size - length))
+    chosen, offset = [], 0
+    for part in text:
+        start, stop = max(begin - offset, 0), min(begin + length - offset, len(part))
+        if start < stop:
+            chosen.append(Segment(part.path, part.start + start, part.start + stop))
+        offset += len(part)
+    return tuple(chosen)
+
+
 def read_bytes(segment: Segment) -> Iterator[bytes]:
     """The bytes of a segment, at most `PIECE` at a time.
 

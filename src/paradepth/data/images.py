@@ -12,7 +12,7 @@ import torch
 
 from paradepth.data.decode import decode_image, parse_image_size, with_channels
 from paradepth.data.sources import load_source
-from paradepth.data.split import stratified_split
+from paradepth.data.split import check_train_fraction, stratified_split, training_part
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def load_images(
     *,
     data_dir: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
     validation_fraction: float = 0.1,
+    train_fraction: float = 1.0,
     seed: int = 0,
 ) -> ImageData:
     """Load a data set and hold a stratified validation split out of its training samples.
@@ -95,9 +97,12 @@ def load_images(
             sub-folder of the data set's name; for "folder" one with train/<class>/ and, where wanted, test/<class>/ and
             validation/<class>/. A validation folder is used instead of a split by `seed`.
         image_size: resize every image to (height, width), bilinear with antialiasing; needed when sizes differ.
+        channels: 3 repeats the grey value of grey images, 1 makes colours grey (ITU-R 601-2); None leaves them.
         validation_fraction: share of the training samples held out, strictly between 0 and 1.
-        seed: draws the validation split. A test split that has to be drawn (digits, a folder without test/: 20 %) does
-            not depend on it.
+        train_fraction: the part of what is left that is the training split, see `training_part`. Validation and test
+            split do not depend on it; mean and std are those of the part.
+        seed: draws the validation split and the part. A test split that has to be drawn (digits, a folder without
+            test/: 20 %) does not depend on it.
 
     Raises:
         ValueError: when the name or an option is wrong, or data are missing, damaged or inconsistent.
@@ -108,6 +113,9 @@ def load_images(
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but must lie strictly between 0 and 1")
+    check_train_fraction(train_fraction)
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels is {channels}, but must be 1 (grey) or 3 (RGB)")
     size = parse_image_size(image_size)
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
@@ -122,6 +130,14 @@ def load_images(
         validation = ImageSplit(train.images_NCHW[held], train.labels_N[held])
         train = ImageSplit(train.images_NCHW[kept], train.labels_N[kept])
     test = ImageSplit(*source.splits["test"])
+    if train_fraction < 1:
+        part = training_part(train.labels_N, train_fraction, seed=seed)
+        train = ImageSplit(train.images_NCHW[part], train.labels_N[part])
+    if channels is not None:
+        train, validation, test = (
+            ImageSplit(with_channels(split.images_NCHW, channels), split.labels_N)
+            for split in (train, validation, test)
+        )
     if train.images_NCHW.shape[1:] != test.images_NCHW.shape[1:]:
         shapes = [tuple(split.images_NCHW.shape[1:]) for split in (train, test)]
         raise ValueError(f"training and test images of {name!r} differ in (channels, height, width): {shapes}")

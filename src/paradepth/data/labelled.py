@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paradepth.data.labelled_files import Rows, find_table, hub_rows, read_rows
 from paradepth.data.padded import Ragged
-from paradepth.data.split import stratified_split
+from paradepth.data.split import check_train_fraction, stratified_split, training_part
 from paradepth.data.tokenizer import Tokenizer, choose_tokenizer
 
 HUB = "nyu-mll/glue"
@@ -115,6 +115,7 @@ def load_labelled(
     data_dir: str | Path | None = None,
     columns: Sequence[str] | None = None,
     validation_fraction: float = 0.1,
+    train_fraction: float = 1.0,
     tokenizer: str = "bpe",
     vocab_size: int | None = None,
     seed: int = 0,
@@ -136,9 +137,10 @@ def load_labelled(
             split is held out of training, as it is wherever there is none.
         columns: for "labelled": the text column, or both, and the label column; ("text", "label") by default.
         validation_fraction: share held out, the same of every class.
+        train_fraction: the part of the other training texts that is used, see `training_part`.
         tokenizer: "bpe" (learned from the training texts), "bytes", a tokenizer.json, a folder with one, or "hub:NAME".
         vocab_size: of a BPE that is learned.
-        seed: of the validation split.
+        seed: of the validation split and of the part.
         class_names: what labels may be called; None: what the training labels are called.
         chosen: a tokeniser that is used, whatever `tokenizer` says.
 
@@ -158,6 +160,7 @@ def load_labelled(
         raise ValueError(f"unknown labelled texts {name!r}. Known: {', '.join(LABELLED_NAMES)}")
     if not 0 < validation_fraction < 0.5:
         raise ValueError(f"validation_fraction is {validation_fraction}, but must lie strictly between 0 and 0.5")
+    check_train_fraction(train_fraction)
     glue = GLUE.get(name)
     if glue is not None and columns is not None:
         raise ValueError(f"columns are {', '.join(columns)}; those of {name} are known, leave them out")
@@ -178,6 +181,9 @@ def load_labelled(
             texts[split], labels[split] = [texts["train"][i] for i in held], labels["train"][held]
             texts["train"], labels["train"] = [texts["train"][i] for i in kept], labels["train"][kept]
             notes.append(f"the {split} split is held out of the training split")
+    if train_fraction < 1:
+        part = training_part(labels["train"], train_fraction, seed=seed)
+        texts["train"], labels["train"] = [texts["train"][i] for i in part], labels["train"][part]
     if chosen is None:
         corpus = (part for text in texts["train"] for part in text)
         chosen = choose_tokenizer(tokenizer, vocab_size=vocab_size, texts=corpus, special=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paradepth.data.padded import Ragged
 from paradepth.data.seeds import generator
+from paradepth.data.split import check_train_fraction, training_part
 from paradepth.data.tokenizer import Tokenizer, choose_tokenizer
 
 PAIR_NAMES = ("multi30k", "pairs")
@@ -102,6 +103,7 @@ def load_pairs(
     data_dir: str | Path | None = None,
     languages: tuple[str, str] | None = None,
     validation_fraction: float = 0.05,
+    train_fraction: float = 1.0,
     tokenizer: str | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
@@ -118,9 +120,10 @@ def load_pairs(
         languages: source and target: keys of the JSON objects, or endings of the text files. ("de", "en") for multi30k.
         validation_fraction: share of the training pairs held out where there is no validation split. Without a test
             split 5 % are the test split.
+        train_fraction: the part of the other training pairs that is used, drawn by `seed`.
         tokenizer: see `choose_tokenizer`; one BPE of both languages by default.
         vocab_size: of a BPE.
-        seed: of the validation split.
+        seed: of the validation split and of the part.
         assets: a folder whose tokeniser is used.
 
     Raises:
@@ -139,6 +142,7 @@ def load_pairs(
         raise ValueError(f"unknown pairs {name!r}. Known: {', '.join(PAIR_NAMES)}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but must lie strictly between 0 and 1")
+    check_train_fraction(train_fraction)
     languages = ("de", "en") if languages is None and name == "multi30k" else languages
     if languages is None:
         raise ValueError("data 'pairs' needs languages: source and target, such as --languages de en")
@@ -160,6 +164,9 @@ def load_pairs(
     for split, fraction, draw in (("test", TEST_FRACTION, TEST_SEED), ("validation", validation_fraction, seed)):
         if split not in texts:
             texts["train"], texts[split] = _held_out(texts["train"], fraction, split, draw, str(splits["train"][0]))
+    if train_fraction < 1:
+        part = training_part(torch.zeros(len(texts["train"])).long(), train_fraction, seed=seed)
+        texts["train"] = [texts["train"][i] for i in part.tolist()]
     corpus = (sentence for pair in texts["train"] for sentence in pair)
     chosen = choose_tokenizer(tokenizer or "bpe", vocab_size=vocab_size, texts=corpus, special=True, assets=assets)
     train, validation, test = (_tokens(texts[split], chosen) for split in _SPLITS)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from paradepth.data.corpus import Text, cut, text_size, token_tensor, trained_tokenizer
+from paradepth.data.corpus import Text, cut, stretch, text_size, token_tensor, trained_tokenizer
+from paradepth.data.seeds import generator
+from paradepth.data.split import check_train_fraction
 from paradepth.data.table import TABLES
 from paradepth.data.tokenizer import FILE, ByteTokenizer, Tokenizer, choose_tokenizer
 
@@ -58,9 +60,11 @@ def load_text(
     *,
     data_dir: str | Path | None = None,
     validation_fraction: float = 0.05,
+    train_fraction: float = 1.0,
     tokenizer: str = "bytes",
     vocab_size: int | None = None,
     special: bool = False,
+    seed: int = 0,
     assets: Path | None = None,
 ) -> TextData:
     """Read a corpus as tokens of training, validation and test text.
@@ -76,10 +80,13 @@ def load_text(
             train.EXT and perhaps validation.EXT and test.EXT, where EXT is parquet, jsonl or txt (also in several
             files, train-*.EXT); or with *.txt files, which are joined in the order of their names.
         validation_fraction: share of the corpus held out, strictly between 0 and 0.95.
+        train_fraction: the part of the training text that is used: one stretch of it, whose place is drawn by `seed`.
+            A smaller one lies within a larger one.
         tokenizer: "bytes", which takes any content; "bpe", learned from the training text; a tokenizer.json or a folder
             that has one; or "hub:NAME". All but bytes need UTF-8.
         vocab_size: of a BPE that is learned; None is 8192 or fewer.
         special: whether bytes come with special tokens; a BPE that is learned always has them.
+        seed: of the part of the training text; nothing else is drawn.
         assets: a run or a saved model whose tokeniser is used, whatever `tokenizer` says.
 
     Raises:
@@ -100,8 +107,12 @@ def load_text(
             f"validation_fraction is {validation_fraction}, but must lie strictly between 0 and {1 - TEST_FRACTION:g}: "
             f"the last {100 * TEST_FRACTION:.0f} % of a text are its test split"
         )
+    check_train_fraction(train_fraction)
     place = None if data_dir is None else Path(data_dir).expanduser()
     texts = _splits(_shakespeare(place) if name == "tiny_shakespeare" else _files(place), validation_fraction, place)
+    if train_fraction < 1:
+        drawn = torch.rand((), generator=generator(seed, "part of the training text"), dtype=torch.float64).item()
+        texts["train"] = stretch(texts["train"], train_fraction, drawn)
     if tokenizer == "bpe" and not (assets is not None and (assets / FILE).is_file()):
         chosen: Tokenizer = trained_tokenizer(texts["train"], 8192 if vocab_size is None else vocab_size)
     else:

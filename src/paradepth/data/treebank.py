@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from paradepth.data.seeds import generator
+from paradepth.data.split import check_train_fraction, training_part
 from paradepth.data.tagged import Sentence, read_conllu
 from paradepth.data.tagged_hub import load_rows
 
@@ -35,7 +36,12 @@ class Treebank:
 
 
 def load_tagged(
-    name: str, *, data_dir: str | Path | None = None, validation_fraction: float = 0.1, seed: int = 0
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    validation_fraction: float = 0.1,
+    train_fraction: float = 1.0,
+    seed: int = 0,
 ) -> Treebank:
     """Reads a treebank.
 
@@ -46,7 +52,8 @@ def load_tagged(
             test.conllu (or one file of each kind whose name ends in -train.conllu and so on).
         validation_fraction: part of the training sentences held out where there is no dev file. A missing test split
             is 10 % of the sentences; which ones does not depend on `seed`.
-        seed: of the choice of validation sentences.
+        train_fraction: the part of the other training sentences that is used.
+        seed: of the choice of validation sentences and of the part.
 
     Raises:
         ValueError: unknown name, missing, damaged or empty files (file and line are told), or too few sentences.
@@ -55,6 +62,7 @@ def load_tagged(
         raise ValueError(f"unknown tagged sentences {name!r}. Known: {', '.join(TAGGED_NAMES)}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but must lie strictly between 0 and 1")
+    check_train_fraction(train_fraction)
     place = None if data_dir is None else Path(data_dir).expanduser()
     if name == "conllu":
         if place is None:
@@ -68,6 +76,9 @@ def load_tagged(
     for split, fraction, number in (("test", TEST_FRACTION, TEST_SEED), ("validation", validation_fraction, seed)):
         if split not in parts:
             parts["train"], parts[split] = _held_out(parts["train"], fraction, number, split, name)
+    if train_fraction < 1:
+        part = training_part(torch.zeros(len(parts["train"])).long(), train_fraction, seed=seed)
+        parts["train"] = [parts["train"][i] for i in part.tolist()]
     return Treebank(name, **{split: tuple(parts[split]) for split in _SPLITS.values()})
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paradepth.branches import Aggregate, Branches
 from paradepth.depth import Stack
+from paradepth.models.initial import InitWeights, check_init_weights, initialise_weights_
 from paradepth.models.pretrained import save_pretrained
 from paradepth.nn import EncoderLayer
 
@@ -35,6 +36,7 @@ class TrunkConfig:
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
         buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
         deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
+        init_weights: how fresh weights are drawn, see `initialise_weights_`.
 
     Raises:
         ValueError: naming the field, its value and what is allowed; what a layer or a stack can tell for itself is
@@ -53,9 +55,11 @@ class TrunkConfig:
     step: float = 1.0
     buffers: tuple[int, int] = (0, 0)
     deep_init: bool = False
+    init_weights: InitWeights = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "buffers", tuple(self.buffers))
+        check_init_weights(self.init_weights)
         for name, least in (("branches", 0), ("depth", 1), ("width", 1), ("mlp", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -89,6 +93,7 @@ class TrunkModel(nn.Module):
         else:
             self.trunk = Branches([self._new_stack() for _ in range(config.branches)], aggregate=config.aggregate)
         self.head = self._new_head()
+        initialise_weights_(self, config.init_weights, deep_init=config.layers if config.deep_init else None)
 
     @abstractmethod
     def _new_stem(self) -> Any:

@@ -29,30 +29,52 @@ def initialise(layer: nn.Module, deep_init: int | None) -> None:
     """
     if deep_init is not None and deep_init < 1:
         raise ValueError(f"deep_init is {deep_init}; it is a number of layers and must be at least 1")
-    scale = 1.0 if deep_init is None else math.sqrt(math.log(2 * deep_init))
     for part in layer.modules():
         if isinstance(part, MultiHeadAttention):
-            _xavier_(part.qkv, maps=3, scaled_from=2, scale=scale)
-            _xavier_(part.out, scale=scale)
+            _xavier_(part.qkv, maps=3)
+            _xavier_(part.out)
         elif isinstance(part, CrossAttention):
             _xavier_(part.q)
-            _xavier_(part.kv, maps=2, scaled_from=1, scale=scale)
-            _xavier_(part.out, scale=scale)
+            _xavier_(part.kv, maps=2)
+            _xavier_(part.out)
         elif isinstance(part, FeedForward):
-            _xavier_(part.up, scale=scale)
-            _xavier_(part.down, scale=scale)
+            _xavier_(part.up)
+            _xavier_(part.down)
+    if deep_init is not None:
+        scale_projections_(layer, deep_init)
 
 
-def _xavier_(linear: nn.Linear, *, maps: int = 1, scaled_from: int = 0, scale: float = 1.0) -> None:
-    """Each of the `maps` stacked in the weight is initialised as one of its own (Q, K and V are square maps); those
-    from `scaled_from` on are scaled."""
+def _xavier_(linear: nn.Linear, *, maps: int = 1) -> None:
+    """Each of the `maps` stacked in the weight is initialised as one of its own (Q, K and V are square maps)."""
     with torch.no_grad():
-        for index, part in enumerate(linear.weight.chunk(maps)):
+        for part in linear.weight.chunk(maps):
             nn.init.xavier_uniform_(part)
-            if index >= scaled_from:
-                part.mul_(scale)
         if linear.bias is not None:
             linear.bias.zero_()
+
+
+@torch.no_grad()
+def scale_projections_(layer: nn.Module, layers: int) -> None:
+    """Multiplies the value, output and MLP projections inside `layer` by √(log 2L).
+
+    Args:
+        layer: with attention and feed-forward parts.
+        layers: L, the number of layers in the stack.
+
+    Source: BERT, as quoted by Layer-Parallel Training for Transformers (arXiv 2601.09026).
+    """
+    scale = math.sqrt(math.log(2 * layers))
+    for part in layer.modules():
+        if isinstance(part, MultiHeadAttention):
+            scaled = [part.qkv.weight.chunk(3)[2], part.out.weight]
+        elif isinstance(part, CrossAttention):
+            scaled = [part.kv.weight.chunk(2)[1], part.out.weight]
+        elif isinstance(part, FeedForward):
+            scaled = [part.up.weight, part.down.weight]
+        else:
+            continue
+        for weight in scaled:
+            weight.mul_(scale)
 
 
 def zero_linears_(*linears: nn.Linear) -> None:

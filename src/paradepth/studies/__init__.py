@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paradepth.studies import finetune_glue, schedules, stagewise, tasks
+from paradepth.studies import finetune_glue, schedules, stability, stagewise, tasks, transfer
 from paradepth.studies.study import Study
 
 STUDIES: dict[str, Callable[[], Study]] = {
@@ -12,6 +12,8 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "stagewise": stagewise.study,
     "tasks": tasks.study,
     "finetune_glue": finetune_glue.study,
+    "transfer": transfer.study,
+    "stability": stability.study,
 }
 
 

@@ -87,6 +87,34 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
         raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
 
 
+def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
+    """The record of a cell whose run stopped because its loss or its gradient was not finite.
+
+    Args:
+        cell: its definition.
+        run: its run directory.
+
+    Returns:
+        The fields of the cell, `parameters`, `layers`, what it spent until then (`layer_evals`, `flops`, `seconds`),
+        `diverged` (the step) and `environment`; None for a run that did not end so.
+    """
+    try:
+        events, environment = _events(run / "metrics.jsonl"), _read_json(run / "environment.json")
+        if not events or events[-1]["event"] != "diverged":
+            return None
+        start = next(event for event in events if event["event"] == "start")
+        return {
+            **definition(cell),
+            "parameters": start["parameters"],
+            "layers": start["layers"],
+            **{key: events[-1][key] for key in ("layer_evals", "flops", "seconds")},
+            "diverged": events[-1]["step"],
+            "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+        }
+    except (KeyError, StopIteration, ValueError):
+        return None
+
+
 def _is_measure(value: object, prefixes: int) -> bool:
     return (
         isinstance(value, list)
@@ -124,8 +152,13 @@ def definition(cell: Cell) -> dict[str, Any]:
     }
 
 
-def read_record(cell: Cell, out: Path) -> tuple[dict[str, Any] | None, str]:
+def read_record(cell: Cell, out: Path, *, may_diverge: bool = False) -> tuple[dict[str, Any] | None, str]:
     """The stored record of a cell, with the group and label of its present definition.
+
+    Args:
+        cell: its definition.
+        out: the study's folder.
+        may_diverge: whether the record of a run that diverged will do.
 
     Returns:
         (record, "") or, where it counts as missing, (None, why); the reason is "" where it was simply never made.
@@ -139,6 +172,8 @@ def read_record(cell: Cell, out: Path) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
     if record.get("options_hash") != cell.options_hash:
         return None, f"{path} was made with other options"
+    if "diverged" in record and not may_diverge:
+        return None, f"{path} is the record of a run that diverged"
     return {**record, **definition(cell)}, ""
 
 
@@ -153,7 +188,7 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `measure`, `curve`, `rows`; a row holds
         one entry a seed), `environment`, `command` and `missing` (names of cells without a valid record). Groups and
         rows stand in the order of the study's definition. A group's note says what is missing, whether its rows differ
-        in compute, and the signature of its measure.
+        in compute, which cells diverged, and the signature of its measure.
 
     Raises:
         ValueError: a record without the measure that its group is compared by.
@@ -161,7 +196,7 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
     records: list[dict[str, Any]] = []
     missing: list[Cell] = []
     for cell in study.cells:
-        record, _ = read_record(cell, Path(out))
+        record, _ = read_record(cell, Path(out), may_diverge=study.may_diverge)
         if record is None:
             missing.append(cell)
         else:
@@ -172,7 +207,8 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         findings = study.findings(records)
     groups = []
     for group in dict.fromkeys(cell.group for cell in study.cells):
-        of_group = [record for record in records if record["group"] == group]
+        of_group = [record for record in records if record["group"] == group and "diverged" not in record]
+        lost = [record for record in records if record["group"] == group and "diverged" in record]
         measure = study.headline.get(group, "accuracy")
         curve = "accuracy" if measure in _CLASSES else "loss"
         rows = [
@@ -181,6 +217,9 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         ]
         signatures = dict.fromkeys(s for record in of_group if (s := record.get("signatures", {}).get(measure)))
         remarks = [study.notes.get(group, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
+        if lost:
+            where = (f"{record['label']} (seed {record['seed']}, step {record['diverged']})" for record in lost)
+            remarks.append(f"Not in table and plots, because they diverged: {', '.join(where)}.")
         absent = [cell.name for cell in missing if cell.group == group]
         if absent:
             remarks.append(f"Missing cells: {', '.join(absent)}.")

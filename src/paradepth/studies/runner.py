@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from paradepth.atomic import write_json
 from paradepth.studies.lock import StudyLock
-from paradepth.studies.record import collect, measured, read_record, read_run
+from paradepth.studies.record import collect, measured, read_diverged, read_record, read_run
 from paradepth.studies.study import Cell, Study, resume_command, train_command
 from paradepth.train.checkpoint import CheckpointStore
 
@@ -37,7 +37,7 @@ Command = Callable[[Cell, Path], list[str]]
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0  # for a child to save its checkpoint after SIGTERM, before SIGKILL
 _LOG_LINES = 15  # of a failed cell, shown in its message
-_REFUSED = 2  # exit status of a command that refuses its input
+_FAILED, _REFUSED = 1, 2  # exit status of a command that fails, and of one that refuses its input
 
 
 @dataclass
@@ -64,7 +64,8 @@ def run_study(
 
     A cell whose record was made with other options counts as missing. An interrupted cell goes on from its newest
     checkpoint. A cell that starts from another waits for it; where the run directory of that one is gone, it runs
-    again. A failed cell stops only those that start from it. On SIGINT, SIGTERM or SIGHUP the training processes get
+    again. A failed cell stops only those that start from it; one that diverged is done where the study says that cells
+    may. On SIGINT, SIGTERM or SIGHUP the training processes get
     SIGTERM, save and end, and so does the study; the same call goes on later. A second signal kills them at once.
 
     Args:
@@ -101,7 +102,7 @@ def run_study(
     train = command or partial(train_command, data_dir=None if data_dir is None else Path(data_dir))
     lock = StudyLock(out / ".lock", say=say)
     try:
-        runner = _Runner(out, lock, train, resume or resume_command, workers, rerun, study.headline, say)
+        runner = _Runner(study, out, lock, train, resume or resume_command, workers, rerun, say)
         runner.run(cells)
         _write_results(study, out)
     finally:
@@ -117,17 +118,17 @@ class _Runner:
 
     def __init__(
         self,
+        study: Study,
         out: Path,
         lock: StudyLock,
         train: Command,
         resume: Command,
         workers: int,
         rerun: bool,
-        headline: Mapping[str, str],
         say: Callable[[str], object],
     ) -> None:
-        self.out, self.lock, self.train, self.resume = out, lock, train, resume
-        self.workers, self.rerun, self.headline, self.say = workers, rerun, headline, say
+        self.study, self.out, self.lock, self.train, self.resume = study, out, lock, train, resume
+        self.workers, self.rerun, self.say = workers, rerun, say
         self.running: list[_Running] = []
         self.done: list[str] = []
         self.skipped: list[str] = []
@@ -156,7 +157,7 @@ class _Runner:
             raise SystemExit(128 + stops[0])
 
     def _is_missing(self, cell: Cell) -> bool:
-        record, reason = read_record(cell, self.out)
+        record, reason = read_record(cell, self.out, may_diverge=self.study.may_diverge)
         if record is not None and not self.rerun:
             self.skipped.append(cell.name)
             return False
@@ -261,7 +262,7 @@ class _Runner:
             elif entry.resumed and status == _REFUSED:
                 self.say(f"{cell.name}: cannot be resumed ({self._log_end(cell, 1)}); starts again")
                 self._begin(cell, afresh=True)
-            else:
+            elif not (status == _FAILED and self._save_diverged(cell, run)):
                 how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 self._fail(cell, f"{how}; the last lines of its log:\n{self._log_end(cell, _LOG_LINES)}")
 
@@ -281,19 +282,26 @@ class _Runner:
         try:
             self._save(cell, run)
         except ValueError:  # not finished
-            return False
+            return self._save_diverged(cell, run)
         return True
 
     def _save(self, cell: Cell, run: Path) -> None:
-        record, key = read_run(cell, run), self.headline.get(cell.group, "accuracy")
+        record, key = read_run(cell, run), self.study.headline.get(cell.group, "accuracy")
         value = measured(record, key)[-1]
+        shown = f"{100 * value:.2f} %" if key == "accuracy" else f"{value:.4g}"
+        self._keep(cell, record, f"test {key.replace('_', ' ')} {shown}")
+
+    def _save_diverged(self, cell: Cell, run: Path) -> bool:
+        record = read_diverged(cell, run) if self.study.may_diverge else None
+        if record is not None:
+            self._keep(cell, record, f"diverged at step {record['diverged']}")
+        return record is not None
+
+    def _keep(self, cell: Cell, record: dict[str, Any], result: str) -> None:
         write_json(self.out / "cells" / f"{cell.name}.json", record)
         self.done.append(cell.name)
         number = len(self.done) + len(self.skipped) + len(self.failed)
-        shown = f"{100 * value:.2f} %" if key == "accuracy" else f"{value:.4g}"
-        self.say(
-            f"[{number}/{self.total}] {cell.name}: test {key.replace('_', ' ')} {shown} in {record['seconds']:.0f} s"
-        )
+        self.say(f"[{number}/{self.total}] {cell.name}: {result} in {record['seconds']:.0f} s")
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed.append({"name": cell.name, "reason": reason})
@@ -337,7 +345,8 @@ def _stop_signals() -> Iterator[list[int]]:
 def _write_results(study: Study, out: Path) -> None:
     results = collect(study, out)
     write_json(out / "results.json", results)
-    if any(group["rows"] for group in results["groups"]):
+    filled = [group for group in results["groups"] if group["rows"]]
+    if filled:
         from paradepth.report import write_study_report  # matplotlib: not needed to run cells
 
-        write_study_report(results, out / "report.html")
+        write_study_report({**results, "groups": filled}, out / "report.html")

@@ -95,10 +95,13 @@ class Study:
         notes: a remark for each group that needs one.
         headline: the measure that a group's rows are compared by, under its name in `evaluation.json`: accuracy where
             nothing else is said, or loss, bleu, matthews ….
+        may_diverge: whether a cell whose loss or gradient was not finite is a result, whose record has `diverged`
+            instead of an accuracy, and not a failure of the study.
 
     Raises:
         ValueError: no cells, a name used twice, a note or headline for an unknown group, cells of one row that differ
-            in more than their seed, or a cell that starts from one of another study.
+            in more than their seed, a cell that starts from one of another study, or one that starts from another
+            where cells may diverge.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Study:
     findings: Callable[[list[dict[str, Any]]], list[str]]
     notes: Mapping[str, str] = field(default_factory=dict)
     headline: Mapping[str, str] = field(default_factory=dict)
+    may_diverge: bool = False
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -127,6 +131,8 @@ class Study:
         for cell in self.cells:
             if cell.after is not None and cell.after not in self.cells:
                 raise ValueError(f"cell {cell.name} starts from {cell.after.name}, which is no cell of {self.name}")
+            if cell.after is not None and self.may_diverge:
+                raise ValueError(f"cell {cell.name} starts from {cell.after.name}, which may diverge")
         for what, groups in (("notes", self.notes), ("headlines", self.headline)):
             unknown = set(groups) - {cell.group for cell in self.cells}
             if unknown:

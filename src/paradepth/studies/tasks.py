@@ -139,7 +139,7 @@ def _about_branches(task: str, key: str, found: dict[str, dict[str, list[float]]
         ours, theirs = found[label][key], found[SERIAL][key]
         gain = (mean(ours) - mean(theirs)) * (-1 if key == "loss" else 1)
         better, worse, same = said
-        verdict = same if abs(gain) <= _doubt(ours, theirs) else better if gain > 0 else worse
+        verdict = same if abs(gain) <= doubt(ours, theirs) else better if gain > 0 else worse
         said[verdict].append(f"{label} {show(key, ours)}")
     parts = [f"{verdict}: {', '.join(labels)}" for verdict, labels in said.items() if labels]
     return (
@@ -169,7 +169,7 @@ def _limit(key: str) -> str:
     return f"{100 * LIMITS[key]:g} points" if key == "accuracy" else f"{LIMITS[key]:g} BLEU"
 
 
-def _doubt(ours: list[float], theirs: list[float]) -> float:
+def doubt(ours: list[float], theirs: list[float]) -> float:
     """Two standard errors of the difference of two means; 0 for single seeds, where there is no telling."""
     if min(len(ours), len(theirs)) < 2:
         return 0.0

@@ -28,6 +28,8 @@ class ModelOptions:
         bias: whether linear maps have biases.
         causal: classifiers of texts: a token sees itself and the ones before it only.
         deep_init: scale value, output and MLP projections by sqrt(log 2L).
+        init_weights: how weights are drawn: default, truncated_normal or zero_output (every layer starts as the
+            identity).
         context: tokens that a model of texts sees at most.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
         buffers: numbers of first and of last layers that take h = 1.
@@ -48,6 +50,7 @@ class ModelOptions:
     bias: bool | None = None
     causal: bool | None = None
     deep_init: bool = False
+    init_weights: Literal["default", "truncated_normal", "zero_output"] = "default"
     context: int | None = None
     step: float | None = None
     buffers: tuple[int, int] | None = None
@@ -64,7 +67,10 @@ class DataOptions:
         data_dir: where the data lies: a folder with local files in the Hub's layout, a folder of images, a file or a
             folder of texts; None fetches what the Hub has (digits needs neither).
         image_size: images: resize to this height and width.
+        channels: images: 3 repeats the grey value of grey images, 1 makes colours grey.
         validation_fraction: part of the training split, or of a text, held out where the data has no validation split.
+        train_fraction: part of the training split that is used, of every class alike; of a text one stretch. Drawn by
+            the seed; epochs count the part.
         tokenizer: texts: bytes, bpe (trained on the training data), a tokenizer.json or a folder that has one, or
             hub:NAME, such as hub:gpt2.
         vocab_size: texts: size of a vocabulary that is made from the training data.
@@ -82,7 +88,9 @@ class DataOptions:
     data: str = "digits"
     data_dir: Path | None = None
     image_size: int | None = None
+    channels: int | None = None
     validation_fraction: float = 0.1
+    train_fraction: float = 1.0
     flip: bool = False
     crop_padding: int = 0
     rand_augment: tuple[int, int] | None = None
@@ -384,6 +392,7 @@ def check_options(config: Config) -> None:
         ("threads", r.threads, r.threads is None or r.threads >= 1, "at least 1"),
         ("checkpoint_every", r.checkpoint_every, r.checkpoint_every is None or r.checkpoint_every >= 1, "at least 1"),
         ("crop_padding", d.crop_padding, d.crop_padding >= 0, "at least 0"),
+        ("train_fraction", d.train_fraction, 0 < d.train_fraction <= 1, "above 0 and at most 1"),
         ("seed", r.seed, 0 <= r.seed < 2**31, "between 0 and 2147483647"),
         ("optimiser", o.optimiser, o.optimiser in ("adamw", "muon", "sgd"), "'adamw', 'muon' or 'sgd'"),
         ("momentum", o.momentum, o.momentum is None or 0 <= o.momentum < 1, "at least 0 and below 1"),

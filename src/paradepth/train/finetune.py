@@ -15,6 +15,7 @@ from paradepth.train.config import Config, ModelOptions
 from paradepth.train.tasks import TASKS, Task
 
 HF = "hf:"
+_NOT_TAKEN = ("model", "patch_size", "deep_init", "init_weights")  # of a source's shape
 _GENERIC = {"sequence_classifier": "text_classifier_nano"}  # by type of model: the shape that all options replace
 
 _COMMON: dict[str, Any] = {
@@ -96,7 +97,7 @@ def _options(model: TrunkModel, task: type[Task], name: str | None) -> dict[str,
     shape = {
         f.name: getattr(config, f.name)
         for f in fields(ModelOptions)
-        if f.name in mine and hasattr(config, f.name) and f.name not in ("model", "deep_init", "patch_size")
+        if f.name in mine and hasattr(config, f.name) and f.name not in _NOT_TAKEN
     }
     known = [n for n in list_models() if model_class(n) is task.model_class]
     shape["model"] = name if name in known else _GENERIC.get(task.model_class.model_type, known[0])
@@ -113,7 +114,7 @@ def _options(model: TrunkModel, task: type[Task], name: str | None) -> dict[str,
                 raise ValueError(f"the source's {name} is {height} × {width}; only square images can be fine-tuned on")
         shape["patch_size"] = config.patch_size[0]
         shape["model"] = name if name in known else "paraformer_nano" if config.branches else "vit_nano"
-        options |= {"image_size": config.image_size[0]}
+        options |= {"image_size": config.image_size[0], "channels": config.channels}
     return shape | options
 
 

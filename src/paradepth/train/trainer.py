@@ -322,6 +322,7 @@ class Trainer:
         self.optimiser.zero_grad()
         if self.step not in self.store.steps():
             self.save(log)
+        log.write("diverged", step=self.step, **self._spent_fields(), loss=loss, gradient_norm=norm)
         raise NonFiniteLoss(
             f"loss {loss}, gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights "
             "from before this update are saved. Try a lower learning_rate, a longer warmup, clip 1 or precision float32"

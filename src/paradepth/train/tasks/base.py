@@ -18,7 +18,7 @@ from paradepth.models import TrunkModel, list_models, model_class, model_config
 from paradepth.train.config import Config
 from paradepth.train.evaluate import evaluate
 
-EVERY_TASK_TAKES = ("data", "data_dir", "validation_fraction")  # options of the data group
+EVERY_TASK_TAKES = ("data", "data_dir", "validation_fraction", "train_fraction")  # options of the data group
 
 
 class TrainingBatches(Protocol):

@@ -268,6 +268,7 @@ def _load(config: Config, tokenizer: Tokenizer | None) -> LabelledData:
         data_dir=d.data_dir,
         columns=d.columns,
         validation_fraction=d.validation_fraction,
+        train_fraction=d.train_fraction,
         tokenizer=d.tokenizer or "bpe",
         vocab_size=d.vocab_size,
         seed=config.run_options.seed,

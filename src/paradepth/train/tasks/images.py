@@ -32,7 +32,7 @@ class ImageTask(Task):
     model_class = ImageClassifier
     data_names: ClassVar[tuple[str, ...]] = DATA_NAMES
     kind = "images"
-    own_options = ("image_size", "flip", "crop_padding", "rand_augment")
+    own_options = ("image_size", "channels", "flip", "crop_padding", "rand_augment")
     unit = "images"
     evaluation_batch = 500
 
@@ -50,7 +50,9 @@ class ImageTask(Task):
             d.data,
             data_dir=d.data_dir,
             image_size=d.image_size,
+            channels=d.channels,
             validation_fraction=d.validation_fraction,
+            train_fraction=d.train_fraction,
             seed=config.run_options.seed,
         )
         return cls(config, data)

@@ -68,7 +68,11 @@ class TaggingTask(Task):
     def load(cls, config: Config, *, assets: Path | None = None) -> Self:
         d = config.data_options
         treebank = load_tagged(
-            d.data, data_dir=d.data_dir, validation_fraction=d.validation_fraction, seed=config.run_options.seed
+            d.data,
+            data_dir=d.data_dir,
+            validation_fraction=d.validation_fraction,
+            train_fraction=d.train_fraction,
+            seed=config.run_options.seed,
         )
         vocabulary, names = None, None
         if assets is not None and (assets / FILE).is_file():

@@ -58,6 +58,7 @@ class TranslationTask(Task):
             data_dir=d.data_dir,
             languages=d.languages,
             validation_fraction=d.validation_fraction,
+            train_fraction=d.train_fraction,
             tokenizer=d.tokenizer,
             vocab_size=d.vocab_size,
             seed=config.run_options.seed,

@@ -41,9 +41,11 @@ class WindowTask(Task):
             d.data,
             data_dir=d.data_dir,
             validation_fraction=d.validation_fraction,
+            train_fraction=d.train_fraction,
             tokenizer=d.tokenizer or cls.tokenizer,
             vocab_size=d.vocab_size,
             special=cls.special_tokens,
+            seed=config.run_options.seed,
             assets=assets,
         )
         return cls(config, data)
