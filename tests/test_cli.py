@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from paradepth.cli import COMMANDS, main
+from paradepth.continual import ContinualOptions
 from paradepth.recipes import RECIPES, get_recipe
 from paradepth.studies import STUDIES
 from paradepth.train import start_run
@@ -154,8 +155,8 @@ def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--help"]) == 0
     commands = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert commands == [
-        *("train", "finetune", "resume", "predict", "generate", "translate", "export"),
-        *("evaluate", "report", "list", "study"),
+        *("train", "finetune", "resume", "grow", "predict", "generate", "translate", "export"),
+        *("evaluate", "report", "list", "study", "continual"),
     ]
     for command in commands:
         with pytest.raises(SystemExit) as stop:
@@ -180,7 +181,11 @@ def test_recipes_are_valid_and_their_docstrings_state_time_and_accuracy(name: st
 def test_studies_name_known_recipes_and_options(name: str) -> None:
     data = {known for task in TASKS for known in task.data_names}
     for cell in STUDIES[name]().cells:
-        if cell.after is None:
+        if cell.command == "continual":
+            own = {name: value for name, value in cell.options.items() if name in ContinualOptions.__dataclass_fields__}
+            ContinualOptions(scenario=cell.recipe, **own)
+            check_options(Config().replace(**{k: v for k, v in cell.options.items() if k not in own}))
+        elif cell.after is None:
             check_options(get_recipe(cell.recipe).replace(**cell.options))
         else:  # is fine-tuned, on data that its recipe names
             assert cell.recipe in data

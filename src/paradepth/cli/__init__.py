@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train",
     "finetune": "train",
     "resume": "train",
+    "grow": "grow",
     "predict": "use",
     "generate": "generate",
     "translate": "translate",
@@ -28,6 +29,7 @@ COMMANDS = {
     "report": "runs",
     "list": "runs",
     "study": "runs",
+    "continual": "continual",
 }
 """Commands, and the module of each. A module is imported for its own commands only: what an exported file is used with
 needs no package for training."""

@@ -128,9 +128,15 @@ def _given(options: Sequence[str], name: str) -> str | None:
 
 
 def _resume(options: Sequence[str]) -> dict[str, Any]:
+    from paradepth.continual import resume_continual
+    from paradepth.continual.run import is_continual
     from paradepth.train import resume_run
 
     o = parse(_Resume, options, "resume")
+    if is_continual(o.run):
+        if o.branch_processes is not None:
+            raise ValueError(f"branch_processes is {o.branch_processes}; a continual run takes one process")
+        return resume_continual(o.run)
     return with_report(resume_run(o.run, branch_processes=o.branch_processes))
 
 

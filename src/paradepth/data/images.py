@@ -5,6 +5,7 @@ Shape suffixes: N samples, C channels, H, W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +75,24 @@ class ImageData:
         """The same data with the three splits on another device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
         return replace(self, **splits)
+
+    def with_class_names(self, names: Sequence[str]) -> ImageData:
+        """The same samples with other numbers: those that their classes have among `names`, which may be more.
+
+        Raises:
+            ValueError: a class of this data is not among them, or a name occurs twice.
+        """
+        missing = [name for name in self.class_names if name not in names]
+        if missing or len(set(names)) != len(names):
+            what = f"lacks {missing[:5]} of data {self.name!r}" if missing else "has a name twice"
+            raise ValueError(f"class_names {what}; it must name every class of the data once")
+        number_N = torch.tensor([list(names).index(name) for name in self.class_names])
+        splits = {
+            name: ImageSplit(split.images_NCHW, number_N.to(split.labels_N.device)[split.labels_N])
+            for name in ("train", "validation", "test")
+            for split in [getattr(self, name)]
+        }
+        return replace(self, class_names=tuple(names), **splits)
 
 
 def load_images(

@@ -167,6 +167,8 @@ def load_labelled(
     used = (*glue.columns, "label") if glue else tuple(columns or ("text", "label"))
     if len(used) not in (2, 3) or len(set(used)) != len(used):
         raise ValueError(f"columns are {', '.join(used)}; name the text column, or both, and then the label column")
+    if glue is not None and class_names and tuple(class_names[: len(glue.classes)]) != glue.classes:
+        raise ValueError(f"class_names is {tuple(class_names)}; those of {name} start with {', '.join(glue.classes)}")
     rows = _glue_rows(name, glue, data_dir) if glue else _own_rows(data_dir, used)
     names = tuple(class_names or (glue.classes if glue else _names(rows["train"])))
     labels = {split: _numbers(found, names, by_number=glue is not None) for split, found in rows.items()}

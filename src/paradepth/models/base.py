@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from paradepth.branches import Aggregate, Branches
 from paradepth.depth import Stack
+from paradepth.models.classes import carry_over, with_classes, without_classes
 from paradepth.models.initial import InitWeights, check_init_weights, initialise_weights_
 from paradepth.models.pretrained import save_pretrained
 from paradepth.nn import EncoderLayer
@@ -29,7 +31,7 @@ class TrunkConfig:
     Attributes:
         width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
         branches: number of branches; 0 makes the trunk a serial stack.
-        depth: layers of each branch, or of the stack.
+        depth: layers of each branch, or of the stack; of the first branch where `depths` says that they differ.
         aggregate: how branches are added up, "residual" or "sum".
         bias: whether linear maps have biases.
         dropout, attention_dropout: probabilities.
@@ -37,6 +39,7 @@ class TrunkConfig:
         buffers: numbers of first and of last layers (of each branch, or of the stack) that take h = 1.
         deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
         init_weights: how fresh weights are drawn, see `initialise_weights_`.
+        depths: layers of each branch where they differ; None where every branch has `depth` of them.
 
     Raises:
         ValueError: naming the field, its value and what is allowed; what a layer or a stack can tell for itself is
@@ -56,6 +59,7 @@ class TrunkConfig:
     buffers: tuple[int, int] = (0, 0)
     deep_init: bool = False
     init_weights: InitWeights = "default"
+    depths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "buffers", tuple(self.buffers))
@@ -66,11 +70,34 @@ class TrunkConfig:
         buffers = self.buffers
         if len(buffers) != 2 or not all(isinstance(number, int) and number >= 0 for number in buffers):
             raise ValueError(f"buffers is {buffers}; it must be two numbers of layers (first, last), each at least 0")
+        if self.depths is None:
+            return
+        depths = tuple(self.depths)
+        if len(depths) != self.branches or not all(isinstance(number, int) and number >= 1 for number in depths):
+            raise ValueError(
+                f"depths is {depths}; it must be {self.branches} numbers, the layers of each branch, at least 1"
+            )
+        object.__setattr__(self, "depth", depths[0])
+        object.__setattr__(self, "depths", depths if len(set(depths)) > 1 else None)
+
+    @property
+    def branch_depths(self) -> tuple[int, ...]:
+        """Layers of each branch; of a serial stack its depth."""
+        return self.depths or (self.depth,) * max(self.branches, 1)
 
     @property
     def layers(self) -> int:
         """Number of layers in the trunk."""
-        return max(self.branches, 1) * self.depth
+        return sum(self.branch_depths)
+
+    def with_branches(self, depths: Sequence[int]) -> Self:
+        """The same shape with branches of so many layers.
+
+        >>> config = TrunkConfig(branches=2, depth=2).with_branches([2, 2, 1])
+        >>> config.branches, config.depths, config.layers, config.with_branches([1, 1]).depths
+        (3, (2, 2, 1), 5, None)
+        """
+        return dataclasses.replace(self, branches=len(depths), depths=tuple(depths))
 
 
 class TrunkModel(nn.Module):
@@ -89,9 +116,10 @@ class TrunkModel(nn.Module):
         self.config = config
         self.stem = self._new_stem()
         if config.branches == 0:
-            self.trunk: Stack | Branches = self._new_stack()
+            self.trunk: Stack | Branches = self._new_stack(config.depth)
         else:
-            self.trunk = Branches([self._new_stack() for _ in range(config.branches)], aggregate=config.aggregate)
+            stacks = [self._new_stack(depth) for depth in config.branch_depths]
+            self.trunk = Branches(stacks, aggregate=config.aggregate)
         self.head = self._new_head()
         initialise_weights_(self, config.init_weights, deep_init=config.layers if config.deep_init else None)
 
@@ -103,7 +131,7 @@ class TrunkModel(nn.Module):
     def _new_head(self) -> Any:
         """States (…, T, D) to logits, leading dimensions passed through; has `flops(tokens)`."""
 
-    def _new_stack(self) -> Stack:
+    def _new_stack(self, depth: int) -> Stack:
         c = self.config
         layers = [
             EncoderLayer(
@@ -116,7 +144,7 @@ class TrunkModel(nn.Module):
                 causal=self.causal,
                 deep_init=c.layers if c.deep_init else None,
             )
-            for _ in range(c.depth)
+            for _ in range(depth)
         ]
         return Stack(layers, step=c.step, buffers=c.buffers)
 
@@ -213,42 +241,123 @@ class TrunkModel(nn.Module):
             raise ValueError(
                 f"branches is {branches}; this model has {len(trunk)}, so it must be between 1 and {len(trunk)}"
             )
-        return self._resized(branches)
+        return self.select(range(branches))
 
-    def grow(self, branches: int, *, init: Literal["zero", "random"] = "zero") -> Self:
-        """A new model with `branches` more branches; this one is left alone.
+    def select(self, branches: Sequence[int]) -> Self:
+        """A new model made of some branches; this one is left alone. `truncate(k)` is `select(range(k))`.
 
         Args:
-            branches: how many to add, at least 1.
+            branches: their numbers, counted from 0, in the order that they have in the new model; each at most once.
+
+        Raises:
+            ValueError: the model is serial, no branches, or numbers that it does not have or that repeat.
+
+        >>> from paradepth import create_model
+        >>> model = create_model("paraformer_nano", branches=3, depth=1)
+        >>> len(model.select([2, 0]).trunk)
+        2
+        """
+        trunk = self._branches("select")
+        chosen = list(branches)
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(len(trunk))):
+            raise ValueError(
+                f"branches is {chosen}; it must be at least one of 0 to {len(trunk) - 1}, each at most once"
+            )
+        self.check_whole()
+        depths = self.config.branch_depths
+        new = type(self)(self.config.with_branches([depths[index] for index in chosen]))
+        parameter = next(self.parameters())
+        new = new.to(device=parameter.device, dtype=parameter.dtype)
+        stem, *stacks, head = self.parts().values()
+        for part, source in zip(new.parts().values(), [stem, *(stacks[i] for i in chosen), head], strict=True):
+            part.load_state_dict(source.state_dict())
+        return new.train(self.training)
+
+    def grow(
+        self,
+        branches: int = 0,
+        *,
+        depth: int | None = None,
+        classes: Sequence[str] | int = (),
+        init: Literal["zero", "random"] = "zero",
+    ) -> Self:
+        """A new model with more branches, more classes or both; this one is left alone. `drop` is the inverse.
+
+        Logits of the old classes do not change until something is trained. That of a new class is at first the mean of
+        theirs, so predictions do not change either.
+
+        Args:
+            branches: how many to add.
+            depth: layers of each new branch; None: as many as the first one has.
+            classes: names of the classes to add behind the old ones; their number, where the old ones have no names.
             init: "zero" gives the new branches zero output projections, so outputs are unchanged until they are
                 trained; "random" initialises them like those of a new model, as the paper does.
 
         Raises:
-            ValueError: the model is serial, nothing to add, or "zero" with aggregate "sum" (where a branch cannot add
-                nothing).
+            ValueError: nothing to add; branches for a serial model; classes for a model that has none, or that
+                collide; "zero" with aggregate "sum" (where a branch cannot add nothing).
+
+        >>> from paradepth import create_model
+        >>> model = create_model("paraformer_nano", branches=2, depth=2, num_classes=2, class_names=("cat", "dog"))
+        >>> larger = model.grow(1, depth=1, classes=["fox"])
+        >>> larger.config.branch_depths, larger.config.class_names
+        ((2, 2, 1), ('cat', 'dog', 'fox'))
+        >>> larger.drop(1, classes=1).config == model.config
+        True
         """
-        trunk = self._branches("grow")
-        if branches < 1:
-            raise ValueError(f"branches is {branches}; at least one must be added")
+        if branches < 0 or (depth is not None and depth < 1):
+            raise ValueError(f"branches is {branches} and depth {depth}; they must be at least 0 and at least 1")
         if init not in ("zero", "random"):
             raise ValueError(f"init is {init!r}; it must be 'zero' or 'random'")
-        if init == "zero" and self.config.aggregate == "sum":
-            raise ValueError(
-                "aggregate 'sum' adds the input once per branch, so a new branch changes outputs; use init='random'"
-            )
-        new = self._resized(len(trunk) + branches)
-        if init == "zero":
-            for part in list(new.parts().values())[1 + len(trunk) : -1]:
+        if branches == 0 and not classes:
+            raise ValueError("nothing to grow: give a number of branches, classes, or both")
+        if branches == 0 and depth is not None:
+            raise ValueError(f"depth is {depth}, and no branch is to be added")
+        config = self.config
+        if branches:
+            self._branches("growing branches")
+            if init == "zero" and config.aggregate == "sum":
+                raise ValueError(
+                    "aggregate 'sum' adds the input once per branch, so a new branch changes outputs; use init='random'"
+                )
+            config = config.with_branches(config.branch_depths + (depth or config.depth,) * branches)
+        new = self._resized(with_classes(config, classes, model_type=self.model_type))
+        if branches and init == "zero":
+            for part in list(new.parts().values())[-1 - branches : -1]:
                 part.zero_output_()  # pyright: ignore[reportCallIssue]
         return new
 
-    def _resized(self, branches: int) -> Self:
+    def drop(self, branches: int = 0, *, classes: int = 0) -> Self:
+        """A new model without the last `branches` branches and the last `classes` classes; this one is left alone.
+
+        What is kept is kept bit for bit: of a model that grew, and whose old parts were frozen, the model before.
+
+        Raises:
+            ValueError: nothing to drop, or nothing that would be left.
+        """
+        if branches < 0 or classes < 0 or branches + classes == 0:
+            raise ValueError(
+                f"branches is {branches} and classes {classes}; they are numbers to drop, at least one of them above 0"
+            )
+        config = self.config
+        if branches:
+            left = len(self._branches("dropping branches")) - branches
+            if left < 1:
+                raise ValueError(f"branches is {branches}; this model has {left + branches}, and one must be left")
+            config = config.with_branches(config.branch_depths[:left])
+        return self._resized(without_classes(config, classes, model_type=self.model_type))
+
+    @torch.no_grad()
+    def _resized(self, config: Any) -> Self:
+        """A model of shape `config` with the weights of this one, as far as both have them."""
         self.check_whole()
-        new = type(self)(dataclasses.replace(self.config, branches=branches))
+        new = type(self)(config)
         parameter = next(self.parameters())
         new = new.to(device=parameter.device, dtype=parameter.dtype)
-        names = new.state_dict().keys()
-        new.load_state_dict({k: v for k, v in copy.deepcopy(self.state_dict()).items() if k in names}, strict=False)
+        mine, theirs = self.state_dict(), new.state_dict()
+        for name, value in theirs.items():
+            if name in mine:
+                carry_over(mine[name], value)
         return new.train(self.training)
 
     @property

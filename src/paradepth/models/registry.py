@@ -133,6 +133,9 @@ def model_config(name: str, **options: Any) -> Any:
     if unknown:
         raise ValueError(f"unknown options {unknown} for {name}; known are {', '.join(sorted(known))}")
     merged = {**shape, **options}
+    depths = options.get("depths")
+    if depths and options.get("depth", depths[0]) != depths[0]:
+        raise ValueError(f"depth is {options['depth']} and depths {tuple(depths)}; give one of them")
     if name in _IMAGE_CLASSIFIERS:  # a ViT and a ParaFormer are told apart by their names; a GPT takes branches or none
         serial = "branches" not in shape
         if serial and merged.get("branches", 0) != 0:

@@ -90,7 +90,7 @@ class Translator(TrunkModel):
         c = self.config
         return TargetHead(c.width, c.vocab_size, tied=self.stem.embed if c.tied else None)
 
-    def _new_stack(self) -> Stack:
+    def _new_stack(self, depth: int) -> Stack:
         c = self.config
         options: dict[str, Any] = {
             "heads": c.heads,
@@ -100,7 +100,7 @@ class Translator(TrunkModel):
             "attention_dropout": c.attention_dropout,
             "deep_init": c.layers if c.deep_init else None,
         }
-        kinds = [SourceLayer] * c.depth + [TargetLayer] * c.depth
+        kinds = [SourceLayer] * depth + [TargetLayer] * depth
         return Stack([kind(c.width, **options) for kind in kinds], step=c.step, buffers=c.buffers)
 
     def embed(self, inputs: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor]]:

@@ -14,10 +14,11 @@ _BYTES = 260  # a vocabulary up to this size is the 256 bytes and a few special 
 _GLUE_SCORE = {"cola": "matthews", "mrpc": "f1", "qqp": "f1"}  # what the benchmark ranks by; accuracy elsewhere
 
 # Options of the command line that mean something to some tasks only.
-_IMAGES = ("patch_size", "embedding", "pool", "image_size", "channels", "flip", "crop_padding", "rand_augment")
+_PIXELS = ("patch_size", "embedding", "pool", "image_size", "channels", "flip", "crop_padding", "rand_augment")
+_IMAGES = (*_PIXELS, "class_names")
 _TEXTS = ("context", "tokenizer", "vocab_size")
 _WORDS = ("context", "tags", "pack", "word_dropout")
-_TASK_OPTIONS = frozenset((*_IMAGES, *_TEXTS, *_WORDS, "masking", "columns", "languages", "causal"))
+_TASK_OPTIONS = frozenset((*_IMAGES, *_TEXTS, *_WORDS, "masking", "columns", "languages", "causal", "class_names"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ _CLASSIFIER = Kind(
     samples="texts",
     counted="texts",
     headline=("accuracy", "f1", "matthews"),
-    options=(*_TEXTS, "pool", "causal", "columns"),
+    options=(*_TEXTS, "pool", "causal", "columns", "class_names"),
 )
 _KINDS = {
     "image_classifier": Kind(samples="images", counted="images", options=_IMAGES),

@@ -124,7 +124,9 @@ def subtitle(run: Run) -> str:
     how = f", {run.schedule} schedule" if run.schedule else ""
     if run.branches:
         body = f"ParaFormer of {text.plural(run.branches, 'branch').replace('branchs', 'branches')}"
-        body += f", {text.plural(int(run.model.get('depth', 0)), 'layer')} each"
+        depths = run.model.get("depths")
+        each = f"{', '.join(map(str, depths))} layers" if depths else None
+        body += f", {each or text.plural(int(run.model.get('depth', 0)), 'layer') + ' each'}"
     elif "encoder" in run.model:
         body = f"Encoder of the transformers library of {text.plural(int(run.model.get('depth', 0)), 'layer')}"
     else:

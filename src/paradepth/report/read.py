@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ class Run:
         depth = self.model.get("depth", "?")
         if "encoder" in self.model:
             return f"{self.model['encoder']} depth {depth}"
+        if depths := self.model.get("depths"):
+            return "PF " + " + ".join(f"{len(list(group))}×{each}" for each, group in groupby(depths))
         return f"PF {self.branches}×{depth}" if self.branches else f"serial depth {depth}"
 
     @property

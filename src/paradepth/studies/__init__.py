@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paradepth.studies import finetune_glue, schedules, stability, stagewise, tasks, transfer
+from paradepth.studies import continual, finetune_glue, schedules, stability, stagewise, tasks, transfer
 from paradepth.studies.study import Study
 
 STUDIES: dict[str, Callable[[], Study]] = {
@@ -12,6 +12,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "stagewise": stagewise.study,
     "tasks": tasks.study,
     "finetune_glue": finetune_glue.study,
+    "continual": continual.study,
     "transfer": transfer.study,
     "stability": stability.study,
 }

@@ -148,6 +148,7 @@ def definition(cell: Cell) -> dict[str, Any]:
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in cell.options.items()},
         "seed": cell.seed,
         **({} if cell.after is None else {"after": cell.after.name}),
+        **({} if cell.command == "train" else {"command": cell.command}),
         "options_hash": cell.options_hash,
     }
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paradepth.train.config import Config
 
@@ -27,14 +27,17 @@ class Cell:
         name: unique in its study and safe as a file name: letters, digits, `.`, `_`, `+`, `-`.
         group: the table the cell belongs to; only cells of one group are compared.
         label: the row of that table; cells of one row differ in their seed only.
-        recipe: name of the recipe to train; of a cell that starts from another, the data to fine-tune on.
+        recipe: name of the recipe to train; of a cell that starts from another, the data to fine-tune on; of a
+            continual run, its scenario.
         options: the recipe's options, in Python spelling; JSON values other than dicts. The runner itself sets seed,
             threads, data_dir, run_dir, overwrite and json.
         seed: the seed.
         after: the cell whose finished run this one fine-tunes.
+        command: what makes the run: "train", or "continual" for tasks that are learned one after another.
 
     Raises:
-        ValueError: an unsafe name, an option the runner sets, or an option value that is not as above.
+        ValueError: an unsafe name, an option the runner sets, an option value that is not as above, or a continual run
+            that starts from another.
 
     >>> cell = Cell(name="pf-0", group="small", label="PF", recipe="fashion_paraformer", options={"depth": 2}, seed=0)
     >>> cell.options_hash
@@ -48,6 +51,7 @@ class Cell:
     options: Mapping[str, Any]
     seed: int
     after: Cell | None = None
+    command: Literal["train", "continual"] = "train"
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name) or self.name.endswith((".log", ".json")):
@@ -56,6 +60,8 @@ class Cell:
                 "or digit, and no .log or .json at the end"
             )
         if self.after is not None:
+            if self.command != "train":
+                raise ValueError(f"cell {self.name}: a {self.command} run does not start from another one")
             for option in {"init", "task"} & set(self.options):
                 raise ValueError(
                     f"cell {self.name}: it starts from {self.after.name}, and its recipe is the task; "
@@ -78,6 +84,8 @@ class Cell:
         definition: dict[str, Any] = {"recipe": self.recipe, "options": dict(self.options), "seed": self.seed}
         if self.after is not None:
             definition["after"] = self.after.options_hash
+        if self.command != "train":
+            definition["command"] = self.command
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -141,7 +149,7 @@ class Study:
 
 def _but_seed(cell: Cell) -> tuple[Any, ...]:
     """What the cells of a row have in common."""
-    return cell.recipe, dict(cell.options), cell.after and (cell.after.group, cell.after.label)
+    return cell.command, cell.recipe, dict(cell.options), cell.after and (cell.after.group, cell.after.label)
 
 
 def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> list[str]:
@@ -157,7 +165,7 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
     """
     words = [sys.executable, "-m", "paradepth"]
     if cell.after is None:
-        words += ["train", cell.recipe]
+        words += [cell.command, cell.recipe]
     else:
         words += ["finetune", str(run.parent / cell.after.name), "--task", cell.recipe]
     for option, value in cell.options.items():

@@ -18,7 +18,9 @@ class ModelOptions:
         model: name from `paradepth list models`.
         branches: number of branches.
         depth: layers of each branch, or of a serial stack.
+        depths: layers of each branch where they differ, instead of depth.
         width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
+        head_width: width of an attention head, where it is not width / heads: of a model whose heads were pruned.
         patch_size: patch height and width in pixels.
         embedding: of a patch, by one linear map or by convolutions (they learn small images in fewer passes).
         aggregate: how branches are added up.
@@ -41,6 +43,7 @@ class ModelOptions:
     width: int | None = None
     heads: int | None = None
     mlp: int | None = None
+    head_width: int | None = None
     patch_size: int | None = None
     embedding: Literal["linear", "convolutions"] | None = None
     aggregate: Literal["residual", "sum"] | None = None
@@ -54,6 +57,7 @@ class ModelOptions:
     context: int | None = None
     step: float | None = None
     buffers: tuple[int, int] | None = None
+    depths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class DataOptions:
         tags: tagged sentences: what is predicted for a word: its part of speech, its morphological features, or both.
         pack: tagged sentences: put sentences that follow each other into one sample, up to the model's context.
         word_dropout: tagged sentences: part of the training words that are treated as words not in the vocabulary.
+        class_names: images, labelled texts: the model's classes in its order, where it has others besides those of the
+            data, or another order; the classes of the data are found among them by name.
         flip: random horizontal flips.
         crop_padding: random crops after padding by that many pixels.
         rand_augment: RandAugment's number of operations and magnitude.
@@ -102,6 +108,7 @@ class DataOptions:
     tags: Literal["upos", "features", "both"] | None = None
     pack: bool = False
     word_dropout: float | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,10 @@ class OptimiserOptions:
         label_smoothing: of the cross-entropy.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is off.
         stem_rate, trunk_rate, head_rate: factors on the learning rate of these parts.
-        freeze: parts that do not learn: stem, trunk, branch1, branch2 …, head.
+        freeze: parts that do not learn: stem, trunk, branch1, branch2 …, head; head:N is a classifier's head except for
+            the classes behind its first N.
+        slow: parts, of the same names, that learn slowly.
+        slow_rate: factor on the learning rate of these.
     """
 
     budget: str = "20 epochs"
@@ -179,6 +189,8 @@ class OptimiserOptions:
     trunk_rate: float = 1.0
     head_rate: float = 1.0
     freeze: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+    slow_rate: float = 0.1
 
     def part_rates(self) -> dict[str, float]:
         """Factors on the learning rate of "stem", "trunk" and "head"."""
@@ -386,6 +398,7 @@ def check_options(config: Config) -> None:
         ("ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
         *((f"{p}_rate", r, 0 <= r < float("inf"), "at least 0") for p, r in o.part_rates().items()),
         ("decay", o.decay, o.decay in ("cosine", "constant", "inverse_sqrt"), "cosine, constant or inverse_sqrt"),
+        ("slow_rate", o.slow_rate, 0 < o.slow_rate < 1, "above 0 and below 1"),
         ("validations", r.validations, r.validations >= 1, "at least 1"),
         ("keep", r.keep, r.keep >= 1, "at least 1"),
         ("timeout", r.timeout, r.timeout > 0, "positive"),
@@ -402,5 +415,7 @@ def check_options(config: Config) -> None:
             raise ValueError(f"{name} is {value!r}; it must be {allowed}")
     if o.momentum is not None and o.optimiser != "sgd":
         raise ValueError(f"momentum is {o.momentum}; it means nothing to optimiser {o.optimiser!r}, only to 'sgd'")
+    if o.slow_rate != OptimiserOptions.slow_rate and not o.slow:
+        raise ValueError(f"slow_rate is {o.slow_rate}, and no part is slow; name some with slow")
     if o.optimiser == "sgd" and tuple(o.betas) != OptimiserOptions.betas:
         raise ValueError(f"betas are {o.betas}; they mean nothing to optimiser 'sgd', which has a momentum")

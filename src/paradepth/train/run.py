@@ -7,15 +7,14 @@ environment.json, evaluation.json, report.html.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paradepth.atomic import write_json
 from paradepth.branches import branch_executor
@@ -26,6 +25,7 @@ from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
 from paradepth.train.depth import branch_processes, check_depth, depth_processes
 from paradepth.train.environment import command_line, environment
+from paradepth.train.folder import check_folder, clear_folder
 from paradepth.train.learning import check_parts
 from paradepth.train.metrics import MetricsLog, SilentLog
 from paradepth.train.precision import autocast_dtype
@@ -36,19 +36,6 @@ from paradepth.train.start import start_from
 from paradepth.train.tasks import Task
 from paradepth.train.tasks import load_data as load_data
 from paradepth.train.trainer import Trainer
-
-_RUN_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "words.json",
-    "model.safetensors",
-    "metrics.jsonl",
-    "environment.json",
-    "evaluation.json",
-    "early_stop.json",
-    "report.html",
-)
-_RUN_FOLDERS = ("checkpoints", "tensorboard", "exported")
 
 
 def start_run(
@@ -76,20 +63,78 @@ def start_run(
     folder = Path(run_dir)
     check_options(config)
     with _joined(config) as world:
-        _check_folder(folder, overwrite=overwrite)
+        check_folder(folder, overwrite=overwrite)
         world.barrier()
         parts = _prepare(config, world)
-        model, task = parts[:2]
         source = config.run_options.init
         if source is not None:
-            start_from(model, source)
+            start_from(parts[0], source)
         if world.is_main:
-            _clear(folder)
-            task.save_assets(folder)
-            write_json(folder / "config.json", {**config_dict(model), "training": config.flat()})
-            write_json(folder / "environment.json", environment(world, autocast=parts[3], command=command_line()))
+            _write_head(config, folder, world, parts)
         world.barrier()
         return _train(config, folder, world, parts, checkpoint=None, on_batch=on_batch)
+
+
+def begin_run(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    shape: Any,
+    assets: Path,
+    schedule_state: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes a run that `resume_run` trains: its options, and a checkpoint of step 0 with given weights and moments.
+
+    It has its model.safetensors at once, so it can be evaluated before it is trained.
+
+    Args:
+        config: all options.
+        run_dir: folder for the run; must be new or empty unless `overwrite`.
+        weights: of the model, by name.
+        moments: of the optimiser, as `Optimiser.state_tensors` names them; parameters without any start afresh.
+        shape: configuration of the model that the weights are of; the data must ask for the same.
+        assets: a run directory whose tokeniser and the like are taken over.
+        schedule_state: where the schedule stands; None: at its beginning.
+        overwrite: replace the run that is in `run_dir`.
+
+    Returns:
+        Run directory, number of parameters, layers and training samples.
+
+    Raises:
+        ValueError: options, data or folder that cannot work, several processes, or data for another shape.
+    """
+    folder = Path(run_dir)
+    check_options(config)
+    with _joined(config) as world:
+        if world.processes > 1:
+            raise ValueError(f"a run is begun on one process, and there are {world.processes}; resume it on several")
+        check_folder(folder, overwrite=overwrite)
+        parts = model, task, schedule, autocast = _prepare(config, world, assets=assets)
+        if model.config != shape:
+            mine, theirs = (asdict(c) for c in (model.config, shape))
+            names = [name for name in theirs if mine.get(name) != theirs[name]]
+            different = "; ".join(f"{name} is {mine.get(name)} instead of {theirs[name]}" for name in names)
+            raise ValueError(f"data {task.data.name!r} asks for another model than the one there is: {different}")
+        model.load_state_dict(weights)
+        store = CheckpointStore(folder / "checkpoints", keep=config.run_options.keep)
+        trainer = Trainer(model, task, schedule, config, world=world, autocast=autocast, store=store)
+        trainer.optimiser.load_state_tensors(moments)
+        if schedule_state is not None:
+            schedule.load_state_dict(schedule_state)
+        _write_head(config, folder, world, parts)
+        log = MetricsLog(folder)
+        try:
+            started = _start_fields(trainer)
+            log.write("start", **started)
+            trainer.log_first_stage(log)
+            trainer.save(log)
+        finally:
+            log.close()
+        save_pretrained(model, folder, extra={"training": config.flat()})
+    return {"run": str(folder), **{key: started[key] for key in ("parameters", "layers", "train_samples")}}
 
 
 def resume_run(
@@ -113,7 +158,8 @@ def resume_run(
     """
     folder = Path(run_dir)
     config = _on_these_processes(read_run_config(folder), branch_processes)
-    if (folder / "model.safetensors").exists():
+    weights, evaluation = folder / "model.safetensors", folder / "evaluation.json"
+    if weights.exists() and evaluation.exists():
         raise ValueError(
             f"{folder} is finished: it has its model.safetensors; train again with --overwrite to replace it"
         )
@@ -123,6 +169,8 @@ def resume_run(
         checkpoint = CheckpointStore(folder / "checkpoints").latest(view.say)
         if checkpoint is None:
             raise ValueError(f"{folder} has no checkpoint to resume from; train again with --overwrite")
+        if world.is_main:
+            weights.unlink(missing_ok=True)  # of a run that `begin_run` wrote
         return _train(config, folder, world, parts, checkpoint=checkpoint, on_batch=on_batch)
 
 
@@ -161,6 +209,15 @@ def _on_these_processes(config: Config, branches: int | None) -> Config:
     return config if branches is None else config.replace(branch_processes=branches)
 
 
+def _write_head(config: Config, folder: Path, world: World, parts: _Parts) -> None:
+    """Empties the folder and writes what a run has before its first batch, besides its log."""
+    model, task, _, autocast = parts
+    clear_folder(folder)
+    task.save_assets(folder)
+    write_json(folder / "config.json", {**config_dict(model), "training": config.flat()})
+    write_json(folder / "environment.json", environment(world, autocast=autocast, command=command_line()))
+
+
 _Parts = tuple[TrunkModel, Task, Schedule, torch.dtype | None]
 
 
@@ -191,7 +248,7 @@ def _prepare(config: Config, world: World, *, assets: Path | None = None) -> _Pa
         }
         annealing = Annealing(warmup=o.warmup, decay=o.decay)
         schedule = build_schedule(s.schedule, list(model.parts()), annealing, options)
-        check_parts(o, list(model.parts()))
+        check_parts(o, list(model.parts()), classes=getattr(model.config, "num_classes", 0))
         schedule.prepare(model)
     check_depth(model, config.depth_options, world.row.size, config.branch_options)
     if r.compile and (config.depth_options.executor != "serial" or world.row.size > 1):
@@ -299,7 +356,8 @@ def _start_fields(trainer: Trainer) -> dict[str, Any]:
 
 def _headline(config: Config, trainer: Trainer) -> str:
     c, task, start = trainer.model.config, trainer.task, _start_fields(trainer)
-    shape = f"{c.branches} branches × {c.layers // c.branches} layers" if c.branches else f"{c.layers} layers in series"
+    each = [str(depth) for depth in dict.fromkeys(c.branch_depths)] if c.branches else []
+    shape = f"{c.branches} branches × {' or '.join(each)} layers" if c.branches else f"{c.layers} layers in series"
     return (
         f"{config.model_options.model}: {shape}, width {c.width}, {start['parameters']:,} parameters; "
         f"{task.data.name}: {task.count('train'):,} training, {task.count('validation'):,} validation, "
@@ -307,31 +365,3 @@ def _headline(config: Config, trainer: Trainer) -> str:
         f"schedule {config.schedule_options.schedule}, budget {config.optimiser_options.budget}, "
         f"{'bf16' if trainer.autocast else 'float32'} on {trainer.world.device}"
     )
-
-
-def _check_folder(folder: Path, *, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run directory {folder} is a file; name a new folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"run directory {folder} is not empty; name another, resume it, or pass --overwrite")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        strange = sorted(p.name for p in folder.iterdir() if p.name not in (*_RUN_FILES, *_RUN_FOLDERS))
-        if strange:
-            raise ValueError(
-                f"{folder} holds {strange[:3]} and no config.json, so it is not a run; it is not overwritten"
-            )
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ValueError(f"run directory {folder} cannot be written: {error}") from error
-
-
-def _clear(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _RUN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)

@@ -36,7 +36,7 @@ class ClassifyTask(Task):
     model_class = SequenceClassifier
     data_names: ClassVar[tuple[str, ...]] = LABELLED_NAMES
     kind = "labelled texts"
-    own_options = ("tokenizer", "vocab_size", "columns")
+    own_options = ("tokenizer", "vocab_size", "columns", "class_names")
     score_names = ("f1", "matthews")
     unit = "texts"
     evaluation_batch = 128
@@ -272,6 +272,7 @@ def _load(config: Config, tokenizer: Tokenizer | None) -> LabelledData:
         tokenizer=d.tokenizer or "bpe",
         vocab_size=d.vocab_size,
         seed=config.run_options.seed,
+        class_names=d.class_names,
         chosen=tokenizer,
     )
 

@@ -32,7 +32,7 @@ class ImageTask(Task):
     model_class = ImageClassifier
     data_names: ClassVar[tuple[str, ...]] = DATA_NAMES
     kind = "images"
-    own_options = ("image_size", "channels", "flip", "crop_padding", "rand_augment")
+    own_options = ("image_size", "channels", "class_names", "flip", "crop_padding", "rand_augment")
     unit = "images"
     evaluation_batch = 500
 
@@ -55,7 +55,7 @@ class ImageTask(Task):
             train_fraction=d.train_fraction,
             seed=config.run_options.seed,
         )
-        return cls(config, data)
+        return cls(config, data if d.class_names is None else data.with_class_names(d.class_names))
 
     def data_shape(self) -> dict[str, Any]:
         return {
