@@ -1,6 +1,7 @@
 """Making a trained model smaller: ways to shrink it, one file each, and plans that combine them."""
 
 from paradepth.compress.magnitude import Magnitude
+from paradepth.compress.merge import Merge
 from paradepth.compress.prefix import Prefix
 from paradepth.compress.step import (
     STEPS,
@@ -13,6 +14,8 @@ from paradepth.compress.step import (
     plan_text,
     register,
 )
+from paradepth.compress.structured import Heads, Neurons
+from paradepth.compress.subset import Subset
 from paradepth.compress.tune import Distil, Tune
 from paradepth.compress.workbench import Workbench
 
@@ -20,10 +23,14 @@ __all__ = [
     "STEPS",
     "CountStep",
     "Distil",
+    "Heads",
     "Magnitude",
+    "Merge",
+    "Neurons",
     "Plan",
     "Prefix",
     "Step",
+    "Subset",
     "Tune",
     "Workbench",
     "apply_plan",

@@ -59,11 +59,12 @@ class Magnitude(Step):
         return cls(fraction)
 
     def apply(self, model: TrunkModel, bench: Workbench) -> TrunkModel:
-        pruned = copy.deepcopy(model).eval()
-        chosen = [(linear, "weight") for _, linear in trunk_linears(pruned)]
+        scratch, pruned = copy.deepcopy(model), copy.deepcopy(model).eval()
+        chosen = [(linear, "weight") for _, linear in trunk_linears(scratch)]
         prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=self.fraction)
         for linear, name in chosen:
-            prune.remove(linear, name)
+            prune.remove(linear, name)  # leaves parameters in another order, which a copy does not have
+        pruned.load_state_dict(scratch.state_dict())
         return pruned
 
 

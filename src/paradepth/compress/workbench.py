@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paradepth.distributed import World, pick_device
-from paradepth.distributed.world import process_count
+from paradepth.compress.step import Step
+from paradepth.distributed import World, process_count
+from paradepth.distributed.world import pick_device
 from paradepth.models import TrunkModel, from_pretrained
 from paradepth.nn import set_dropout_key
 from paradepth.train.config import Config
@@ -49,9 +50,11 @@ class Workbench:
         teacher_weight: w of distillation, of the loss (1 − w) · cross-entropy + w · T² · KL(teacher ‖ student), both
             distributions softened by T. Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network
             (arXiv 1503.02531).
+        notes: what steps found on their way, in order: {"step": "subset=2", "branches": [3, 1], …}.
 
     Raises:
-        ValueError: numbers out of range, or data without a validation split, which all choices are made on.
+        ValueError: numbers out of range, a quantised model, or data without a validation split, which all choices are
+            made on.
     """
 
     config: Config
@@ -61,6 +64,7 @@ class Workbench:
     warmup: float = 0.1
     temperature: float = 2.0
     teacher_weight: float = 0.7
+    notes: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, value, ok, allowed in (
@@ -117,6 +121,10 @@ class Workbench:
     def _world(self) -> World:
         return World(0, 1, self.device)
 
+    def note(self, step: Step, **found: Any) -> None:
+        """Adds to `notes` what a step found."""
+        self.notes.append({"step": str(step), **found})
+
     # ---- data ----------------------------------------------------------------------------------------------
 
     def training_batches(self, count: int) -> Iterator[tuple[Any, Tensor]]:
@@ -162,7 +170,7 @@ class Workbench:
             The trained model, in evaluation mode.
 
         Raises:
-            ValueError: no steps, a mask for no parameter, or a teacher of other classes.
+            ValueError: no steps, a quantised model, a mask for no parameter, or a teacher of other classes.
             NonFiniteLoss: the loss or the gradient became infinite or not a number.
         """
         if steps < 1:
@@ -210,7 +218,7 @@ class Workbench:
                     f"the teacher's logits have shape {tuple(wanted.shape)} and the model's {tuple(logits.shape)}; "
                     "they must have the same classes"
                 )
-            part_loss = self._loss(logits, wanted, part_targets) / counted
+            part_loss = self.loss(logits, part_targets, wanted) / counted
             part_loss.backward()
             loss += part_loss.item()
         return loss
@@ -220,9 +228,15 @@ class Workbench:
         dtype = autocast_dtype(self.config.run_options.precision, self.device)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
-    def _loss(self, logits: Tensor, wanted: Tensor | None, targets: Tensor) -> Tensor:
-        """The sum over all targets that count."""
-        logits_MN, targets_M = logits.float().flatten(0, -2), targets.flatten()
+    def loss(self, logits: Tensor, targets: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """The loss that `tune` minimises, summed over the targets that count.
+
+        Args:
+            logits: (B, …, N).
+            targets: (B, …).
+            wanted: the teacher's logits, where there is one.
+        """
+        logits_MN, targets_M = at_least_float32(logits).flatten(0, -2), targets.flatten()
         entropy = F.cross_entropy(
             logits_MN,
             targets_M,
@@ -252,9 +266,14 @@ def divergence(logits_MN: Tensor, wanted_MN: Tensor, targets_M: Tensor, temperat
     (0.0, True)
     """
     counts_M = targets_M != IGNORED
-    student_MN = F.log_softmax(logits_MN[counts_M].float() / temperature, dim=-1)
-    teacher_MN = F.log_softmax(wanted_MN[counts_M].float() / temperature, dim=-1)
+    student_MN = F.log_softmax(at_least_float32(logits_MN[counts_M]) / temperature, dim=-1)
+    teacher_MN = F.log_softmax(at_least_float32(wanted_MN[counts_M]) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student_MN, teacher_MN, log_target=True, reduction="sum")
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 where they are that already."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _kept(model: TrunkModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -30,6 +30,7 @@ class TrunkConfig:
 
     Attributes:
         width: D. heads: attention heads. mlp: hidden width of the feed-forward part.
+        head_width: width of an attention head; None is width / heads, which is then a whole number.
         branches: number of branches; 0 makes the trunk a serial stack.
         depth: layers of each branch, or of the stack; of the first branch where `depths` says that they differ.
         aggregate: how branches are added up, "residual" or "sum".
@@ -49,6 +50,7 @@ class TrunkConfig:
     width: int = 64
     heads: int = 2
     mlp: int = 256
+    head_width: int | None = None
     branches: int = 0
     depth: int = 8
     aggregate: Aggregate = "residual"
@@ -137,6 +139,7 @@ class TrunkModel(nn.Module):
             EncoderLayer(
                 c.width,
                 heads=c.heads,
+                head_width=c.head_width,
                 mlp=c.mlp,
                 bias=c.bias,
                 dropout=c.dropout,

@@ -94,6 +94,7 @@ class Translator(TrunkModel):
         c = self.config
         options: dict[str, Any] = {
             "heads": c.heads,
+            "head_width": c.head_width,
             "mlp": c.mlp,
             "bias": c.bias,
             "dropout": c.dropout,

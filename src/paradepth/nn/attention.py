@@ -1,6 +1,6 @@
 """Multi-head self- and cross-attention, with the kernel chosen by device, dtype and whether gradients are needed.
 
-Shapes: B batch, T tokens, D width, H heads, K = D/H width of a head, S tokens attended to.
+Shapes: B batch, T tokens, D width, H heads, K width of a head (D/H unless heads were removed), S tokens attended to.
 """
 
 from __future__ import annotations
@@ -58,9 +58,17 @@ def attend(
     return weights_BHTS.to(v_BHSK.dtype) @ v_BHSK
 
 
-def _check_heads(width: int, heads: int) -> None:
-    if heads < 1 or width % heads:
-        raise ValueError(f"width {width} cannot be split into {heads} heads; heads must divide the width")
+def _head_width(width: int, heads: int, head_width: int | None) -> int:
+    """K, after refusing what cannot be."""
+    if head_width is None:
+        if heads < 1 or width % heads:
+            raise ValueError(
+                f"width {width} cannot be split into {heads} heads; heads must divide the width, or head_width be given"
+            )
+        return width // heads
+    if heads < 1 or head_width < 1:
+        raise ValueError(f"there are {heads} heads of width {head_width}; both must be at least 1")
+    return head_width
 
 
 class MultiHeadAttention(nn.Module):
@@ -68,27 +76,35 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         width: D.
-        heads: H; must divide `width`.
+        heads: H; must divide `width` unless `head_width` is given.
+        head_width: K; None is D / H. With fewer or narrower heads than that the projections are no longer square.
         bias: whether the projections have biases.
         attention_dropout: dropout probability of the attention weights (forces the explicit form while training).
         causal: a token sees itself and the ones before it only.
 
     Raises:
-        ValueError: `heads` does not divide `width`.
+        ValueError: `heads` does not divide `width`, or no heads, or of no width.
 
     >>> MultiHeadAttention(64, 4)(torch.randn(2, 10, 64)).shape
     torch.Size([2, 10, 64])
     """
 
     def __init__(
-        self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0, causal: bool = False
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_width: int | None = None,
+        bias: bool = True,
+        attention_dropout: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        _check_heads(width, heads)
         self.heads = heads
+        self.head_width = _head_width(width, heads, head_width)
         self.causal = causal
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * heads * self.head_width, bias=bias)
+        self.out = nn.Linear(heads * self.head_width, width, bias=bias)
         self.attention_dropout = Dropout(attention_dropout)
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
@@ -103,17 +119,17 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (B, T, D).
         """
-        B, T, D = x_BTD.shape
-        q_BHTK, k_BHSK, v_BHSK = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        B, T, _ = x_BTD.shape
+        q_BHTK, k_BHSK, v_BHSK = self.qkv(x_BTD).view(B, T, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k_BHSK, v_BHSK = cache.extend(k_BHSK, v_BHSK)
         y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask=mask, causal=self.causal, dropout=self.attention_dropout)
-        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
-        width = self.out.in_features
-        return 2 * tokens * 4 * width * width + 4 * tokens * tokens * width
+        inner, width = self.out.in_features, self.out.out_features
+        return 2 * tokens * 4 * width * inner + 4 * tokens * tokens * inner
 
 
 class CrossAttention(nn.Module):
@@ -121,24 +137,34 @@ class CrossAttention(nn.Module):
 
     Args:
         width: D of both.
-        heads: H; must divide `width`.
+        heads: H; must divide `width` unless `head_width` is given.
+        head_width: K; None is D / H.
         bias: whether the projections have biases.
         attention_dropout: dropout probability of the attention weights.
 
     Raises:
-        ValueError: `heads` does not divide `width`.
+        ValueError: `heads` does not divide `width`, or no heads, or of no width.
 
     >>> CrossAttention(64, 4)(torch.randn(2, 10, 64), torch.randn(2, 7, 64)).shape
     torch.Size([2, 10, 64])
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, attention_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_width: int | None = None,
+        bias: bool = True,
+        attention_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        _check_heads(width, heads)
         self.heads = heads
-        self.q = nn.Linear(width, width, bias=bias)
-        self.kv = nn.Linear(width, 2 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.head_width = _head_width(width, heads, head_width)
+        inner = heads * self.head_width
+        self.q = nn.Linear(width, inner, bias=bias)
+        self.kv = nn.Linear(width, 2 * inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=bias)
         self.attention_dropout = Dropout(attention_dropout)
 
     def forward(
@@ -155,19 +181,19 @@ class CrossAttention(nn.Module):
         Returns:
             (B, T, D).
         """
-        B, T, D = x_BTD.shape
-        q_BHTK = self.q(x_BTD).view(B, T, self.heads, -1).transpose(1, 2)
+        B, T, _ = x_BTD.shape
+        q_BHTK = self.q(x_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
         if cache is not None and cache.k_BHSK is not None and cache.v_BHSK is not None:
             k_BHSK, v_BHSK = cache.k_BHSK, cache.v_BHSK
         else:
             S = memory_BSD.shape[1]
-            k_BHSK, v_BHSK = self.kv(memory_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            k_BHSK, v_BHSK = self.kv(memory_BSD).view(B, S, 2, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
             if cache is not None:
                 cache.extend(k_BHSK, v_BHSK)
         y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask=mask, causal=False, dropout=self.attention_dropout)
-        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
     def flops(self, tokens: int, memory: int) -> int:
         """Floating-point operations of one forward pass over one sample (a multiply-add counts two)."""
-        width = self.out.in_features
-        return 4 * (tokens + memory) * width * width + 4 * tokens * memory * width
+        inner, width = self.out.in_features, self.out.out_features
+        return 4 * (tokens + memory) * width * inner + 4 * tokens * memory * inner

@@ -75,7 +75,7 @@ class TargetLayer(nn.Module):
 
     Args:
         width: D.
-        heads, mlp, bias, dropout, attention_dropout, deep_init: as of `EncoderLayer`.
+        heads, head_width, mlp, bias, dropout, attention_dropout, deep_init: as of `EncoderLayer`.
 
     >>> import torch
     >>> layer = TargetLayer(16, heads=2, mlp=32)
@@ -90,6 +90,7 @@ class TargetLayer(nn.Module):
         *,
         heads: int,
         mlp: int,
+        head_width: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -97,11 +98,12 @@ class TargetLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=bias)
-        self.attention = MultiHeadAttention(width, heads, bias=bias, attention_dropout=attention_dropout, causal=True)
+        options: dict[str, Any] = {"head_width": head_width, "bias": bias, "attention_dropout": attention_dropout}
+        self.attention = MultiHeadAttention(width, heads, causal=True, **options)
         self.attention_out_dropout = Dropout(dropout)
         self.cross_norm = nn.LayerNorm(width, bias=bias)
         self.memory_norm = nn.LayerNorm(width, bias=bias)
-        self.cross = CrossAttention(width, heads, bias=bias, attention_dropout=attention_dropout)
+        self.cross = CrossAttention(width, heads, **options)
         self.cross_out_dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = FeedForward(width, mlp, bias=bias, dropout=dropout)

@@ -95,6 +95,7 @@ class EncoderLayer(nn.Module):
     Args:
         width: D.
         heads: attention heads.
+        head_width: width of a head; None is width / heads.
         mlp: hidden width of the feed-forward part.
         bias: whether linear maps have biases.
         dropout: dropout probability after attention, in the MLP and after it.
@@ -115,6 +116,7 @@ class EncoderLayer(nn.Module):
         *,
         heads: int,
         mlp: int,
+        head_width: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -123,7 +125,9 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=bias)
-        self.attention = MultiHeadAttention(width, heads, bias=bias, attention_dropout=attention_dropout, causal=causal)
+        self.attention = MultiHeadAttention(
+            width, heads, head_width=head_width, bias=bias, attention_dropout=attention_dropout, causal=causal
+        )
         self.attention_out_dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = FeedForward(width, mlp, bias=bias, dropout=dropout)

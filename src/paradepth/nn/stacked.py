@@ -9,7 +9,7 @@ The result is that of the layers one after another up to rounding, dropout masks
 with gradients the stack is part of the graph, so each parameter gets its own; without, it is kept until a parameter
 changes.
 
-Shapes: m layers, B batch, T tokens (S of a source), D width, H heads, K = D/H, M hidden width, R = B·T rows.
+Shapes: m layers, B batch, T tokens (S of a source), D width, H heads, K width of a head, M hidden width, R = B·T rows.
 """
 
 from __future__ import annotations

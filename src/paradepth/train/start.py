@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from paradepth.models import HFClassifier, TrunkModel, from_pretrained
 from paradepth.models.hf_classifier import is_hf_folder
 
-_SAME = ("step", "buffers", "aggregate", "causal")  # of a trunk, besides the shapes of its weights
+_SAME = ("step", "buffers", "aggregate", "causal", "heads")  # of a trunk, besides the shapes of its weights
 
 
 def start_from(model: Any, source: str | Path) -> list[str]:
