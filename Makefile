@@ -32,8 +32,8 @@ $(VENV)/.stamp-train: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
-	@echo "Installing paradepth[train,export,dev] into $(VENV) ..."
-	@$(PIP) -e '.[train,export,dev]'
+	@echo "Installing paradepth[train,export,quantize,dev] into $(VENV) ..."
+	@$(PIP) -e '.[train,export,quantize,dev]'
 	@touch $(VENV)/.stamp-train $@
 
 demo: $(VENV)/.stamp-train

@@ -3,6 +3,7 @@
 from paradepth.compress.magnitude import Magnitude
 from paradepth.compress.merge import Merge
 from paradepth.compress.prefix import Prefix
+from paradepth.compress.quantise import Int4, Int8, Int8Dynamic
 from paradepth.compress.step import (
     STEPS,
     CountStep,
@@ -24,6 +25,9 @@ __all__ = [
     "CountStep",
     "Distil",
     "Heads",
+    "Int4",
+    "Int8",
+    "Int8Dynamic",
     "Magnitude",
     "Merge",
     "Neurons",

@@ -24,6 +24,7 @@ from paradepth.export.inputs import BATCH, InputSpec, input_specs
 from paradepth.export.quiet import quiet
 from paradepth.models.base import TrunkModel
 from paradepth.models.pretrained import build_model, config_dict
+from paradepth.models.quantised import float_weights
 
 
 class Logits(nn.Module):
@@ -102,7 +103,8 @@ class Graph:
 
 
 def build_graph(model: TrunkModel, *, branches: int | None = None, prefixes: bool = False) -> Graph:
-    """The graph of a model, which is left alone: the graph has a copy of its weights.
+    """The graph of a model, which is left alone: the graph has a copy of its weights. Of a quantised model these are
+    the numbers in float32 that its integers stand for.
 
     Args:
         model: any registered model, of any dtype, on any device, with any executors.
@@ -110,7 +112,8 @@ def build_graph(model: TrunkModel, *, branches: int | None = None, prefixes: boo
         prefixes: one output for each prefix, up to `branches`.
 
     Raises:
-        ValueError: branches or prefixes that the model does not have, or a kind of model that cannot be exported.
+        ValueError: branches or prefixes that the model does not have, or a kind of model that cannot be exported, such
+            as one quantised by int8_dynamic.
 
     >>> import paradepth
     >>> model = paradepth.create_model("paraformer_nano", image_size=8, patch_size=4, branches=3, depth=1)
@@ -124,9 +127,10 @@ def build_graph(model: TrunkModel, *, branches: int | None = None, prefixes: boo
         raise ValueError("prefixes are of a model with branches, and this one is a serial stack; export it without")
     if branches is not None and model.config.branches:
         model = model.truncate(branches)
+    weights = float_weights(model)
     with torch.random.fork_rng(devices=[]):  # its fresh weights are overwritten
         plain = build_model(config_dict(model))
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(weights)
     if isinstance(plain.trunk, Branches):
         plain.trunk.executor = Loop()  # the branches side by side in the graph, for the runtime to schedule
     plain = plain.to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)

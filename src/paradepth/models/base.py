@@ -21,6 +21,7 @@ from paradepth.depth import Stack
 from paradepth.models.classes import carry_over, with_classes, without_classes
 from paradepth.models.initial import InitWeights, check_init_weights, initialise_weights_
 from paradepth.models.pretrained import save_pretrained
+from paradepth.models.quantised import Quantisation
 from paradepth.nn import EncoderLayer
 
 
@@ -107,11 +108,15 @@ class TrunkModel(nn.Module):
 
     Args:
         config: the shape.
+
+    Attributes:
+        quantisation: how the model is quantised; None for one in floating point.
     """
 
     model_type: ClassVar[str]
     config_class: ClassVar[type]
     causal: ClassVar[bool] = False
+    quantisation: Quantisation | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -273,7 +278,11 @@ class TrunkModel(nn.Module):
         new = new.to(device=parameter.device, dtype=parameter.dtype)
         stem, *stacks, head = self.parts().values()
         for part, source in zip(new.parts().values(), [stem, *(stacks[i] for i in chosen), head], strict=True):
-            part.load_state_dict(source.state_dict())
+            # Integers take the place of the new weights; others are copied.
+            part.load_state_dict(copy.deepcopy(source.state_dict()), assign=self.quantisation is not None)
+        if self.quantisation is not None:
+            new.quantisation = self.quantisation
+            new.requires_grad_(False)
         return new.train(self.training)
 
     def grow(
@@ -298,7 +307,7 @@ class TrunkModel(nn.Module):
 
         Raises:
             ValueError: nothing to add; branches for a serial model; classes for a model that has none, or that
-                collide; "zero" with aggregate "sum" (where a branch cannot add nothing).
+                collide; "zero" with aggregate "sum" (where a branch cannot add nothing); or a quantised model.
 
         >>> from paradepth import create_model
         >>> model = create_model("paraformer_nano", branches=2, depth=2, num_classes=2, class_names=("cat", "dog"))
@@ -354,6 +363,11 @@ class TrunkModel(nn.Module):
     def _resized(self, config: Any) -> Self:
         """A model of shape `config` with the weights of this one, as far as both have them."""
         self.check_whole()
+        if self.quantisation is not None:
+            raise ValueError(
+                f"the model is quantised ({self.quantisation.method}), which can be truncated and no more; resize the "
+                "one in float32 that it was made from"
+            )
         new = type(self)(config)
         parameter = next(self.parameters())
         new = new.to(device=parameter.device, dtype=parameter.dtype)
@@ -377,9 +391,12 @@ class TrunkModel(nn.Module):
             middle = self.trunk.flops(tokens)
         return self.stem.flops() + middle + self.head.flops(tokens)
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Writes `config.json` and `model.safetensors` into the folder `path` (made if missing), each atomically."""
-        return save_pretrained(self, path)
+    def save_pretrained(self, path: str | Path, *, packed: bool = False) -> Path:
+        """Writes `config.json` and `model.safetensors` into the folder `path` (made if missing), each atomically.
+
+        With `packed`, weights with many zeros are stored without them; `from_pretrained` gives them back.
+        """
+        return save_pretrained(self, path, packed=packed)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from paradepth.atomic import write_bytes, write_json
+from paradepth.models.packed import pack, unpack
+from paradepth.models.quantised import load_quantised, stored_tensors
 
 _MODEL_TYPES: dict[str, Any] = {}
 
@@ -30,10 +32,14 @@ def register_model_type(name: str) -> Callable[[type], type]:
 
 
 def config_dict(model: Any) -> dict[str, Any]:
-    """What `config.json` holds for `model`: version, model type and the model's options."""
+    """What `config.json` holds for `model`: version, model type, the model's options, and how it is quantised if it
+    is."""
     from paradepth import __version__
 
-    return {"paradepth": __version__, "model_type": model.model_type, "model": dataclasses.asdict(model.config)}
+    told = {"paradepth": __version__, "model_type": model.model_type, "model": dataclasses.asdict(model.config)}
+    if model.quantisation is not None:
+        told["quantisation"] = model.quantisation.entry()
+    return told
 
 
 def build_model(config: dict[str, Any]) -> Any:
@@ -61,13 +67,14 @@ def _class(config: dict[str, Any]) -> Any:
     return _MODEL_TYPES[kind]
 
 
-def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | None = None, packed: bool = False) -> Path:
     """Writes `config.json` and `model.safetensors` into the folder `path`, each atomically.
 
     Args:
-        model: a paradepth model.
+        model: a paradepth model; a quantised one is stored as integers and scales.
         path: folder, made if missing.
         extra: further entries of `config.json`; `from_pretrained` ignores them.
+        packed: store tensors that become smaller by it without their zeros, for pruned models. Nothing is lost.
 
     Returns:
         The folder.
@@ -78,9 +85,16 @@ def save_pretrained(model: Any, path: str | Path, *, extra: dict[str, Any] | Non
     model.check_whole()
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    told = {**config_dict(model), **(extra or {})}
+    if model.quantisation is None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    else:
+        tensors = stored_tensors(model)
+    if packed:
+        tensors, shapes = pack(tensors)
+        told |= {"packed": shapes} if shapes else {}
     write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", {**config_dict(model), **(extra or {})})
+    write_json(folder / "config.json", told)
     return folder
 
 
@@ -96,10 +110,11 @@ def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        The model in evaluation mode, on the CPU, with the dtype in which it was saved.
+        The model in evaluation mode, on the CPU, with the dtype in which it was saved; a quantised one as it was.
 
     Raises:
-        ValueError: nothing there, damaged or incomplete files, or weights that do not fit the configuration.
+        ValueError: nothing there, damaged or incomplete files, weights that do not fit the configuration, or a
+            quantised model where torchao is not installed.
 
     >>> import paradepth, tempfile, torch
     >>> model = paradepth.create_model("vit_nano", image_size=8, patch_size=4, depth=1).eval()
@@ -131,6 +146,14 @@ def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{folder / 'config.json'} does not describe a paradepth model")
     model: nn.Module = build_model(config)
+    try:
+        if "packed" in config:
+            tensors = unpack(tensors, config["packed"])
+        if "quantisation" in config:
+            load_quantised(model, tensors, config["quantisation"])
+            return model.eval()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model = model.to(dtypes.pop())

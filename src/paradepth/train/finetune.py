@@ -11,6 +11,7 @@ from paradepth.data.labelled import LABELLED_NAMES
 from paradepth.models import CausalLM, HFClassifier, TrunkModel, list_models, model_class
 from paradepth.models.hf_classifier import is_hf_folder
 from paradepth.models.pretrained import build_model
+from paradepth.models.quantised import check_learns
 from paradepth.train.config import Config, ModelOptions
 from paradepth.train.tasks import TASKS, Task
 
@@ -139,9 +140,11 @@ def _described(folder: Path) -> tuple[Any, str | None]:
             raise ValueError(f"{folder} is no finished run and no saved model: it has no {name}")
     try:
         described = json.loads((folder / "config.json").read_text())
-        return build_model(described), described.get("training", {}).get("model")
+        found = build_model(described), described.get("training", {}).get("model")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a paradepth model: {error!r}") from error
+    check_learns(described.get("quantisation"), str(folder))
+    return found
 
 
 def _fetched(place: str) -> Path:

@@ -21,6 +21,7 @@ from paradepth.branches import branch_executor
 from paradepth.distributed import World, join_world, process_count
 from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
+from paradepth.models.quantised import check_learns
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
 from paradepth.train.depth import branch_processes, check_depth, depth_processes
@@ -154,10 +155,11 @@ def resume_run(
         on_batch: called with the step after each batch.
 
     Raises:
-        ValueError: not a run directory, no usable checkpoint, or the run is already finished.
+        ValueError: not a run directory, no usable checkpoint, or the run is already finished or quantised.
     """
     folder = Path(run_dir)
     config = _on_these_processes(read_run_config(folder), branch_processes)
+    check_learns(json.loads((folder / "config.json").read_text()).get("quantisation"), str(folder))
     weights, evaluation = folder / "model.safetensors", folder / "evaluation.json"
     if weights.exists() and evaluation.exists():
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paradepth.models import HFClassifier, TrunkModel, from_pretrained
 from paradepth.models.hf_classifier import is_hf_folder
+from paradepth.models.quantised import check_learns
 
 _SAME = ("step", "buffers", "aggregate", "causal", "heads")  # of a trunk, besides the shapes of its weights
 
@@ -49,8 +50,10 @@ def take_over(model: TrunkModel, source: TrunkModel) -> list[str]:
         Names of the parts that stay as they were.
 
     Raises:
-        ValueError: stem or trunk do not fit; the message names the first tensor that does not.
+        ValueError: stem or trunk do not fit, and the message names the first tensor that does not; or the source is
+            quantised.
     """
+    check_learns(source.quantisation, "the source")
     mine, theirs = model.parts(), source.parts()
     if ("trunk" in mine) != ("trunk" in theirs):
         shapes = [f"{m.config.branches} branches × {m.config.depth}" for m in (model, source)]
