@@ -4,6 +4,7 @@ goes on like any other."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -439,3 +440,9 @@ def test_the_command_refuses_in_words(
     assert main(["grow", str(run), "--out", str(tmp_path / "new"), *words]) == 2
     assert message in capsys.readouterr().err
     assert main(["grow"]) == 2
+
+
+def test_the_guide_runs_as_printed() -> None:
+    guide = (Path(__file__).resolve().parents[1] / "docs" / "grow.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(code, {})

@@ -10,8 +10,9 @@ from typing import Any
 import tyro
 
 from paradepth.cli.parse import FLAT, Commands, parse
-from paradepth.continual.options import Policy, Setting, StrategyName
-from paradepth.continual.scenario import SCENARIOS
+from paradepth.continual.memory import Policy
+from paradepth.continual.options import StrategyName
+from paradepth.continual.scenario import SCENARIOS, Setting
 from paradepth.train.config import Config, DataOptions, ModelOptions, OptimiserOptions, RunOptions
 
 _GROUPS = ("model_options", "data_options", "optimiser_options", "run_options")

@@ -50,7 +50,7 @@ class _Grow:
     data_options: FLAT[DataOptions] = field(default_factory=DataOptions)
     schedule_options: FLAT[ScheduleOptions] = field(default_factory=ScheduleOptions)
     optimiser_options: FLAT[OptimiserOptions] = field(default_factory=OptimiserOptions)
-    run_options: FLAT[_RunOptions] = field(default_factory=_RunOptions)
+    run_options: FLAT[_RunOptions] = field(default_factory=_RunOptions)  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _grow(options: Sequence[str]) -> dict[str, Any]:
