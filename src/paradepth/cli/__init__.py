@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train",
     "finetune": "train",
     "resume": "train",
+    "compress": "compress",
     "grow": "grow",
     "predict": "use",
     "generate": "generate",

@@ -13,6 +13,8 @@ def show(result: dict[str, Any]) -> None:
             _table([(str(name), str(about)) for name, about in value.items()])
         elif key == "accuracy" and isinstance(value, list):
             print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
+        elif key == "points":
+            _table(_frontier(value))
         elif key == "predictions":
             for item in value:
                 _prediction(item)
@@ -32,6 +34,8 @@ def show(result: dict[str, Any]) -> None:
         elif key == "examples":
             for item in value:
                 print("\n" + "\n".join(f"{name}: {text}" for name, text in item.items()))
+        elif value == {}:
+            continue
         elif key == "outputs":
             print("outputs: " + ", ".join(value))
         elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
@@ -52,6 +56,19 @@ def _prediction(item: dict[str, Any]) -> None:
         said = item.get("image", item.get("text"))
         best = ", ".join(f"{c['class']} {100 * c['confidence']:.1f} %" for c in item["classes"])
         print(f"{' | '.join(said) if isinstance(said, list) else said}: {best}")
+
+
+def _frontier(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Points from the smallest file to the largest; a star is for one that no other point beats."""
+    full = next(point for point in points if point["plan"] == "full")
+    rows: list[tuple[str, ...]] = [("", "plan", "validation", "test", "bytes", "× smaller", "ms, batch 1", "batch 64")]
+    for point in sorted(points, key=lambda point: (point["bytes"], -point["accuracy"])):
+        test = f"{100 * point['test']['accuracy']:.2f} %" if point["test"] else ""
+        size = f"{point['bytes']:,}", f"{full['bytes'] / point['bytes']:.2f}"
+        latency = [f"{row['median_ms']:.2f}" for row in point["latency"] or []] or ["", ""]
+        lead = "*" if point["leads"] else ""
+        rows.append((lead, point["plan"], f"{100 * point['accuracy']:.2f} %", test, *size, *latency))
+    return rows
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> None:
