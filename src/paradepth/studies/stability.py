@@ -15,7 +15,7 @@ from paradepth.studies.study import Cell, Study
 from paradepth.studies.tasks import show
 
 SEEDS = (0, 1, 2, 3, 4)
-BUDGET = "1e5 layer_evals"
+BUDGET = "1.5e5 layer_evals"
 BAR = 0.5  # a run whose test accuracy stays below this has failed; chance is 0.1
 RATES = {"usual rate": 2e-3, "high rate": 2e-2}
 NOTES = {

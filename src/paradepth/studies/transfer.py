@@ -27,12 +27,13 @@ TUNED, SCRATCH, LONG = "fine-tuned", "from scratch", "from scratch, with the com
 SETS = {"CIFAR-10": "cifar10", "Fashion-MNIST": "fashion_mnist"}
 FRACTIONS = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "100 %": 1.0}
 LONG_AT = "10 %"
-LAYER_EVALS = {PRETRAINING: 1_000_000, TUNED: 200_000}  # of a run
+LAYER_EVALS = {PRETRAINING: 1_600_000, TUNED: 240_000}  # of a run
+BATCH = {PRETRAINING: 128, TUNED: 64}
 
 COMMON: dict[str, Any] = {
     "flip": True,
     "crop_padding": 2,
-    "batch_size": 64,
+    "batch_size": BATCH[TUNED],
     "optimiser": "muon",
     "learning_rate": 2e-3,
     "weight_decay": 0.05,
@@ -127,7 +128,8 @@ def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     slugs = {BRANCHES: "pf", SERIAL: "serial"}
     sources: dict[str, list[Cell]] = {}
     for kind, (recipe, options) in SCRATCHES.items():
-        chosen = {**options, "data": "cifar100", "budget": _budget(LAYER_EVALS[PRETRAINING])}
+        chosen = {**options, "data": "cifar100", "batch_size": BATCH[PRETRAINING]}
+        chosen["budget"] = _budget(LAYER_EVALS[PRETRAINING])
         sources[kind] = [Cell(f"pretraining-{slugs[kind]}-{s}", PRETRAINING, kind, recipe, chosen, s) for s in seeds]
     cells = [cell for of_kind in sources.values() for cell in of_kind]
     for name, data in SETS.items():
@@ -142,7 +144,8 @@ def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
                 fresh = {**options, **own, "data": data}
                 rows = [(SCRATCH, "scratch", fresh)]
                 if fraction == LONG_AT:
-                    rows.append((LONG, "long", {**fresh, "budget": _budget(sum(LAYER_EVALS.values()))}))
+                    long = {"batch_size": BATCH[PRETRAINING], "budget": _budget(sum(LAYER_EVALS.values()))}
+                    rows.append((LONG, "long", {**fresh, **long}))
                 for how, word, given in rows:
                     cells += [Cell(f"{start}-{word}-{s}", group, _label(kind, how), recipe, given, s) for s in seeds]
     return Study(
@@ -158,17 +161,13 @@ def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
 
 def _notes() -> dict[str, str]:
     """A remark for each group."""
-    steps = {what: evals // (8 * COMMON["batch_size"]) for what, evals in LAYER_EVALS.items()}
-    batches = f"{steps[TUNED]:,} batches of {COMMON['batch_size']} through 8 layers"
-    notes = {
-        PRETRAINING: f"45,000 images of 100 classes, {steps[PRETRAINING]:,} batches of {COMMON['batch_size']} through "
-        "8 layers. Branches are trained stagewise, in more batches of fewer layers."
-    }
+    batches = {what: f"{evals // (8 * BATCH[what]):,} batches of {BATCH[what]}" for what, evals in LAYER_EVALS.items()}
+    stagewise = "branches are trained stagewise, in more batches through fewer layers"
+    notes = {PRETRAINING: f"45,000 images of 100 classes, {batches[PRETRAINING]} through 8 layers; {stagewise}."}
     for name in SETS:
         for fraction in FRACTIONS:
-            more = f" {LONG.capitalize()}, stands for itself." if fraction == LONG_AT else ""
             notes[_group(name, fraction)] = (
-                f"{batches}; from scratch, branches are trained stagewise. The fine-tuned ones have seen CIFAR-100 "
-                f"besides.{more}"
+                f"{batches[TUNED]} through 8 layers; from scratch, {stagewise}. The fine-tuned models have seen "
+                "CIFAR-100 besides."
             )
     return notes
