@@ -1,6 +1,6 @@
 """Recipes: functions that return the options of a run; each docstring states the expected time and accuracy."""
 
-from paradepth.recipes.bert import bert_c4, bert_mini
+from paradepth.recipes.bert import bert_c4, bert_mini, bert_paraformer
 from paradepth.recipes.glue import glue_from_scratch
 from paradepth.recipes.images import (
     cifar10_paraformer,
@@ -33,6 +33,7 @@ from paradepth.recipes.translation import (
 
 for _recipe in (
     bert_mini,
+    bert_paraformer,
     bert_c4,
     glue_from_scratch,
     digits_paraformer,
