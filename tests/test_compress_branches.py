@@ -14,7 +14,7 @@ from torch import Tensor
 from compress_helpers import bench_for, classifier, entropy, images, other_kinds
 from paradepth.compress import Merge, Subset
 from paradepth.compress.align import align, watch
-from paradepth.compress.merge import Reading, _refit, merge_branches, read
+from paradepth.compress.merge import Reading, _refit, absorb, average, read, relative_error
 from paradepth.compress.subset import search
 from paradepth.compress.sums import BranchSums
 from paradepth.depth import Stack
@@ -211,33 +211,54 @@ def test_merging_two_halves_of_a_branch_gives_the_branch(zero: str, step: float)
     data = readings()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     for refitted in (False, True):
-        merged = merge_branches(first, half, data, refitted=refitted)
+        merged = average(first, half, data, refitted=refitted)
         close(merged(x), whole(x))
-    unaligned = merge_branches(first, half, data, aligned=False, refitted=False)
+    unaligned = average(first, half, data, aligned=False, refitted=False)
     assert (unaligned(x) - whole(x)).abs().max() > 0.1, (
         "the halves are in different orders, so alignment has work to do"
     )
 
 
-def gap(merged: Stack, one: Stack, other: Stack, data: list[Reading], *, extra: float = 0.0) -> float:
-    """Mean squared distance from what both branches add."""
+def gap(merged: Stack, one: Stack, other: Stack, data: list[Reading], aggregate: str) -> float:
+    """Mean squared distance from what both branches add, by definition."""
     with torch.no_grad():
-        parts = [
-            (merged(r.x_BTD) - one(r.x_BTD) - other(r.x_BTD) + (1 - extra) * r.x_BTD)[r.rows_BT].square().mean()
-            for r in data
-        ]
-    return float(torch.stack(parts).mean())
+        state = torch.cat([r.x_BTD for r in data])
+        wanted = one(state) + other(state) - (0 if aggregate == "sum" else state)
+        return float((merged(state) - wanted).square().sum() / (wanted - state).square().sum())
 
 
 @pytest.mark.parametrize("aggregate", ["residual", "sum"])
 def test_the_refit_brings_the_merged_branch_nearer_to_the_sum(aggregate: str) -> None:
     one, other = (Stack([layer(), layer()]) for _ in range(2))
-    data, extra = readings(), float(aggregate == "sum")
+    data = readings()
     kept = [w.clone() for w in (*one.parameters(), *other.parameters())]
-    plain = merge_branches(one, other, data, aggregate=aggregate, refitted=False)
-    fitted = merge_branches(one, other, data, aggregate=aggregate)
-    assert gap(fitted, one, other, data, extra=extra) < 0.5 * gap(plain, one, other, data, extra=extra)
+    plain = average(one, other, data, aggregate=aggregate, refitted=False)
+    fitted = average(one, other, data, aggregate=aggregate)
+    assert gap(fitted, one, other, data, aggregate) < 0.5 * gap(plain, one, other, data, aggregate)
+    for merged in (plain, fitted):
+        error = relative_error(merged, one, other, data, aggregate=aggregate)
+        assert error == pytest.approx(gap(merged, one, other, data, aggregate), rel=1e-9)
     assert all(torch.equal(a, b) for a, b in zip(kept, (*one.parameters(), *other.parameters()), strict=True))
+
+
+@pytest.mark.parametrize("aggregate", ["residual", "sum"])
+@pytest.mark.parametrize("step", [1.0, 0.5])
+def test_a_branch_that_absorbs_another_is_nearer_to_the_sum_than_it_was(aggregate: str, step: float) -> None:
+    one, other = (Stack([layer(), layer()], step=step) for _ in range(2))
+    data = readings()
+    merged = absorb(one, other, data, aggregate=aggregate)
+    assert gap(merged, one, other, data, aggregate) < 0.9 * gap(one, one, other, data, aggregate)
+    different = {n for n, w in merged.named_parameters() if not torch.equal(w, one.get_parameter(n))}
+    assert different == {"layers.1.mlp.down.weight", "layers.1.mlp.down.bias"}
+    # Least squares: what is left has nothing to do with the features that the last map reads.
+    state = torch.cat([r.x_BTD for r in data])
+    with torch.no_grad():
+        before = merged.layers[0](state, step=step)
+        _, seen = watch(merged.layers[1], before, (), torch.ones(state.shape[:2], dtype=torch.bool))  # pyright: ignore
+        wanted = one(state) + other(state) - (0 if aggregate == "sum" else state)
+        left = (merged(state) - wanted).flatten(0, 1)
+    assert (seen.h_RM.T @ left).abs().max() < 1e-2
+    assert left.sum(dim=0).abs().max() < 1e-2
 
 
 @given(bias=st.booleans(), rows=st.integers(12, 30))
@@ -265,6 +286,8 @@ def test_the_most_similar_branches_are_merged_first() -> None:
     assert merges[0]["branches"] == [2, 4]
     assert merges[0]["cosine"] == pytest.approx(1.0)
     assert len(merges) == 2
+    for merge in merges:
+        assert merge["errors"][merge["by"]] == min(merge["errors"].values())
     assert smaller.config == model.truncate(2).config
     three = Merge(3).apply(model, bench)
     for k in (0, 2):  # the others stay, in their order
