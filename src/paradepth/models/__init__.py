@@ -1,6 +1,6 @@
 """Models: stem → trunk → head, one file per task, with a registry of named shapes and saving and loading."""
 
-from paradepth.models.base import TrunkConfig, TrunkModel
+from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
 from paradepth.models.early_stop import EarlyStop, Stopped, calibrate
 from paradepth.models.generate import Generation, Piece, generate, generate_stream
@@ -10,6 +10,7 @@ from paradepth.models.masked_lm import MaskedLM, MaskedLMConfig, fill_mask
 from paradepth.models.pretrained import from_pretrained
 from paradepth.models.registry import create_model, list_models, model_class, model_config
 from paradepth.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
+from paradepth.models.shape import TrunkConfig
 from paradepth.models.tagger import Tagger, TaggerConfig
 from paradepth.models.translator import Translator, TranslatorConfig, translate
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from paradepth.branches import Branches
 from paradepth.branches.cached import TrunkCache
-from paradepth.models.base import TrunkConfig, TrunkModel
+from paradepth.models.base import TrunkModel
 from paradepth.models.pretrained import register_model_type
+from paradepth.models.shape import TrunkConfig
 from paradepth.nn import LanguageModelHead, TokenStem
 
 

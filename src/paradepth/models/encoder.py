@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from paradepth.branches import Branches
-from paradepth.models.base import TrunkConfig, TrunkModel
+from paradepth.models.base import TrunkModel
+from paradepth.models.shape import TrunkConfig
 from paradepth.nn import TokenStem
 
 

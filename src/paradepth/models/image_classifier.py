@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paradepth.models.base import TrunkConfig, TrunkModel
+from paradepth.models.base import TrunkModel
 from paradepth.models.pretrained import register_model_type
+from paradepth.models.shape import TrunkConfig
 from paradepth.nn import ClassifierHead, PatchStem
 from paradepth.nn.heads import Pool
 from paradepth.nn.stem import Embedding

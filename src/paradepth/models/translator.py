@@ -15,9 +15,10 @@ from torch import Tensor
 
 from paradepth.branches import TrunkCache
 from paradepth.depth import Stack
-from paradepth.models.base import TrunkConfig, TrunkModel
+from paradepth.models.base import TrunkModel
 from paradepth.models.beam import Hypothesis, beam_search, greedy_search
 from paradepth.models.pretrained import register_model_type
+from paradepth.models.shape import TrunkConfig
 from paradepth.nn import JointStem, SourceLayer, TargetHead, TargetLayer
 
 
