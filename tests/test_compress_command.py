@@ -59,7 +59,7 @@ def records(run: Path) -> dict[str, Any]:
 def test_the_command_in_a_process_of_its_own_chooses_and_writes_a_run(run: Path) -> None:
     plans = [PLANS[0], "prefix=2", "magnitude=0.5"]
     words = ["compress", str(run), "--plans", *plans, "--max-size", "0.2x", "--test", "--threads", "1", "--json"]
-    done = subprocess.run([sys.executable, "-m", "paradepth", *words], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-m", "paradepth", *words], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     points = {point["plan"]: point for point in result["points"]}

@@ -13,7 +13,7 @@ def show(result: dict[str, Any]) -> None:
             _table([(str(name), str(about)) for name, about in value.items()])
         elif key == "accuracy" and isinstance(value, list):
             print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
-        elif key == "points":
+        elif key == "points" and isinstance(value, list):
             _table(_frontier(value))
         elif key == "predictions":
             for item in value:

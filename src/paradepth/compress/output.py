@@ -16,10 +16,11 @@ from paradepth.compress.workbench import Workbench
 from paradepth.distributed import World
 from paradepth.models import TrunkModel
 from paradepth.train.accounting import Cost, update_cost
-from paradepth.train.config import Config, ModelOptions
+from paradepth.train.config import Config
 from paradepth.train.environment import command_line, environment
 from paradepth.train.folder import clear_folder
 from paradepth.train.metrics import MetricsLog
+from paradepth.train.options import ModelOptions
 from paradepth.train.schedules import Objective
 
 FILE = "compression.json"  # in the chosen run: where it comes from
