@@ -22,6 +22,7 @@ from paradepth.compress.step import Step
 from paradepth.distributed import World, process_count
 from paradepth.distributed.world import pick_device
 from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models.quantised import check_learns
 from paradepth.nn import set_dropout_key
 from paradepth.train.config import Config
 from paradepth.train.evaluate import Evaluation, evaluate
@@ -74,6 +75,7 @@ class Workbench:
         ):
             if not ok:
                 raise ValueError(f"{name} is {value}; it must be {allowed}")
+        check_learns(self.teacher.quantisation, "the model")
         Annealing(warmup=self.warmup)  # refuses what cannot be
         if not self.task.count("validation"):
             raise ValueError(
@@ -175,6 +177,7 @@ class Workbench:
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be at least 1")
+        check_learns(model.quantisation, "the model")
         student = copy.deepcopy(model).train()
         kept = _kept(student, masks or {})
         o = self.config.optimiser_options
