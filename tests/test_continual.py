@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from paradepth import continual
 from paradepth.cli import main
 from paradepth.continual import (
     SCENARIOS,
@@ -31,6 +32,7 @@ from paradepth.continual import (
     split_classes,
 )
 from paradepth.continual import learner as learner_module
+from paradepth.continual.run import _check
 from paradepth.continual.scenario import domains
 from paradepth.continual.task import MixedBatches, TaskClassifier
 from paradepth.data import Batches, ImageSplit, load_images
@@ -416,8 +418,22 @@ def test_cells_of_the_study_are_runs_of_equal_budgets() -> None:
         assert cell.recipe in SCENARIOS
         budgets = {c.options["budget"] for c in study.cells if c.group == cell.group}
         assert len(budgets) == 1
-    words = train_command(study.cells[0], Path("runs/a"))[3:]
-    assert words[:2] == ["continual", study.cells[0].recipe]
+
+
+def test_commands_of_the_study_mean_what_its_cells_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[Config, ContinualOptions]] = []
+    monkeypatch.setattr(continual, "continual_run", lambda config, options, *_, **__: taken.append((config, options)))
+    study = continual_study.study(seeds=(4,))
+    cells = {(cell.recipe, cell.label): cell for cell in study.cells}.values()
+    for cell in cells:
+        words = train_command(cell, tmp_path / "run", data_dir=tmp_path)[3:]
+        assert words[:2] == ["continual", cell.recipe]
+        assert main(words) == 0
+        config, options = taken.pop()
+        _check(config)
+        flat = {**config.flat(), **vars(options)}
+        assert {name: flat[name] for name in cell.options} == cell.options
+        assert (flat["scenario"], flat["seed"], flat["data"]) == (cell.recipe, 4, SCENARIOS[cell.recipe][0][0])
 
 
 def test_a_cell_of_the_study_is_recorded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paradepth.data.seeds import generator
 from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models.quantised import check_learns
 from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Config
 from paradepth.train.run import begin_run, read_run_config
@@ -109,8 +110,7 @@ def _check(source: Path, old: str, given: Mapping[str, Any], task: Any) -> None:
         if name in given:
             raise ValueError(f"{name} follows from what grows, and from what old parts do; leave it out")
     described = json.loads((source / "config.json").read_text())
-    if described.get("quantisation"):
-        raise ValueError(f"{source} is quantised, and rounded weights do not learn; grow the run that it was made from")
+    check_learns(described.get("quantisation"), str(source))
 
 
 def _options(config: Config, model: TrunkModel, grown: TrunkModel, old: Old, given: dict[str, Any]) -> Config:
