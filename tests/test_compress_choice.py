@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import paradepth
 from fake_runs import make_run
-from paradepth.compress import check_plan, plan_text
+from paradepth.compress import check_plan, parse_plan, plan_text
 from paradepth.compress.choose import Limits, NoSuchPoint, choose, lost, parse_size
 from paradepth.compress.frontier import leading
+from paradepth.compress.measure import latencies, weigh
 from paradepth.compress.plans import default_plans
 from paradepth.report import write_report
 from paradepth.report.compression import frontier_rows, read_frontier
@@ -156,12 +158,18 @@ def frontier_file(run: Path, **more: Any) -> Path:
 def test_the_page_of_a_compressed_run_shows_its_frontier(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "Compression" not in write_report([run]).read_text()
-    frontier_file(run, chosen={"chosen": "int8"}, left_out={"int4": "no kernel", "prefix=1+int4": "no kernel"})
+    frontier_file(
+        run,
+        note="the machine was busy",
+        chosen={"chosen": "int8"},
+        left_out={"int4": "no kernel", "prefix=1+int4": "no kernel"},
+    )
     page = write_report([run]).read_text()
     assert "Validation accuracy against bytes on disk, %" in page
     assert "Validation accuracy against latency at batch 1, %" in page
     assert "Triangles: points below the axis (1)." in page
     assert "Left out: int4, prefix=1+int4: no kernel." in page
+    assert "Beware: the machine was busy." in page
     assert "mathdefault" not in page
     rows = frontier_rows(read_frontier(run) or {})
     assert rows[0]["plan"].replace("\u200b", "") == "prefix=1+distil=300+int8"
@@ -180,3 +188,44 @@ def test_a_damaged_table_is_refused_by_name(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"frontier.json is damaged: it has no 'points'"):
         write_report([run])
+
+
+KINDS = {
+    "text_classifier_nano": {"context": 6, "vocab_size": 19, "pad": 0, "separator": 2},
+    "gpt_nano": {"context": 6, "vocab_size": 19},
+    "bert_nano": {"context": 6, "vocab_size": 19, "pad": 0},
+    "tagger_nano": {"context": 6},
+    "translator_nano": {"context": 6, "vocab_size": 19, "pad": 0},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("branches", [0, 2])
+def test_models_of_texts_are_measured_and_have_plans_that_fit(name: str, branches: int) -> None:
+    shape: dict[str, Any] = {"width": 8, "heads": 2, "mlp": 12, "depth": 1, "branches": branches, **KINDS[name]}
+    model = paradepth.create_model(name, **shape).eval()
+    plans, left_out = default_plans(model, tune_steps=1)
+    texts = [plan_text(plan) for plan in plans]
+    assert {"int8", "heads=1+tune=1", "neurons=6+tune=1"} <= set(texts)
+    assert ("prefix=1" in texts) == (branches > 0)
+    assert all("merge" in plan or "branches" in why for plan, why in left_out.items())
+    before = torch.get_num_threads()
+    found = latencies({"full": model, "int8": parse_plan("int8")[0].apply(model, None)}, threads=1, seconds=0.01)  # pyright: ignore[reportArgumentType]
+    assert torch.get_num_threads() == before
+    assert {name: [row["batch"] for row in rows] for name, rows in found.items()} == {"full": [1, 64], "int8": [1, 64]}
+
+
+def test_weights_that_are_zero_or_integers_are_told_apart() -> None:
+    model = paradepth.create_model("paraformer_nano", branches=2, depth=1).eval()
+    whole = weigh(model)
+    assert whole.parameters == sum(p.numel() for p in model.parameters())
+    weight = model.trunk.branches[0].layers[0].mlp.up.weight
+    with torch.no_grad():
+        weight[: len(weight) // 2] = 0
+    pruned = weigh(model)
+    assert whole.nonzero - pruned.nonzero == weight.numel() // 2
+    assert whole.bytes - pruned.bytes > 4 * weight.numel() // 2 - weight.numel() // 8 - 300  # less a bit for each
+    integers = weigh(parse_plan("int8")[0].apply(model, None))  # pyright: ignore[reportArgumentType]
+    assert (integers.parameters, integers.flops) == (whole.parameters, whole.flops)
+    assert integers.nonzero <= pruned.nonzero
+    assert integers.bytes < 0.3 * whole.bytes

@@ -175,12 +175,19 @@ def test_latencies_are_of_one_measurement(run: Path, monkeypatch: pytest.MonkeyP
             name: [{"batch": b, "median_ms": 1.0, "low_ms": 1.0, "high_ms": 1.0} for b in (1, 64)] for name in models
         }
 
+    load = [90.0]
+    monkeypatch.setattr("os.getloadavg", lambda: (load[0],) * 3)
     monkeypatch.setattr("paradepth.compress.frontier.latencies", pretend)
     compress_run(run, plans=["prefix=1"], threads=1, say=quiet)
     compress_run(run, plans=["prefix=1"], threads=1, say=quiet)
     compress_run(run, plans=["prefix=2"], threads=1, say=quiet)
     compress_run(run, plans=["prefix=2"], threads=2, say=quiet)
     assert measured == [["full", "prefix=1"], *[["full", "prefix=1", "prefix=2"]] * 2]
+    load[0] = 0.1  # what a busy machine measured is measured again on a quiet one, and not the other way round
+    compress_run(run, plans=["prefix=2"], threads=2, say=quiet)
+    load[0] = 90.0
+    compress_run(run, plans=["prefix=2"], threads=2, say=quiet)
+    assert len(measured) == 4
 
 
 @pytest.mark.parametrize("plan", ["heads=1+neurons=40", "prefix=2+neurons=40+int8", "subset=1", "magnitude=0.6"])

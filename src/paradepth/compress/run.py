@@ -21,6 +21,7 @@ from paradepth.compress.plans import QUICK_STEPS, TUNE_STEPS, default_plans
 from paradepth.compress.step import Plan, check_plan, parse_plan, plan_text
 from paradepth.compress.workbench import Workbench
 from paradepth.distributed import World
+from paradepth.export.latency import warning
 from paradepth.train import Interrupted
 from paradepth.train.evaluate import evaluate
 from paradepth.train.folder import check_folder
@@ -133,6 +134,7 @@ def _run(
         "split": "validation",
         "samples": frontier.bench.task.count("validation"),
         "machine": frontier.timed().get("machine"),
+        "note": _busy(frontier),
         "points": points,
         "left_out": {**left_out, **frontier.failed},
         "chosen": _chosen_before(frontier),
@@ -150,6 +152,12 @@ def _run(
     table["points"] = points = _points(frontier)
     write_json(file, table)
     return {**result, "points": points, "left_out": table["left_out"]}
+
+
+def _busy(frontier: Frontier) -> str | None:
+    """What to say of the latencies, where they were measured on a busy machine."""
+    machine = frontier.timed().get("machine")
+    return None if machine is None else warning(machine)
 
 
 def _chosen_before(frontier: Frontier) -> dict[str, Any] | None:
@@ -283,7 +291,8 @@ def _target(run: Path, out: str | Path | None, limits: Limits, *, overwrite: boo
                     "or a loss of accuracy"
                 )
         return None
-    target = Path(out) if out is not None else run.resolve().with_name(f"{run.resolve().name}{SUFFIX}")
+    named = run if run.name not in ("", "..") else run.resolve()
+    target = Path(out) if out is not None else named.with_name(f"{named.name}{SUFFIX}")
     source, place = run.resolve(), target.resolve()
     if place == source or place in source.parents or source in place.parents:
         raise ValueError(f"out is {target}; it must be a folder of its own, neither {run} nor around or inside it")

@@ -21,6 +21,7 @@ FRONTIER = "compression/frontier.json"  # inside a run
 ORIGIN = "compression.json"
 _NICE = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 _PANEL = (370, 220)  # width and height of the axes, about
+_LEAST_SPAN = 4.0  # percentage points that an axis shows, if there are points
 _COSTS = {"bytes": "bytes on disk", "latency": "latency at batch 1"}
 
 Point = Mapping[str, Any]
@@ -104,6 +105,8 @@ def frontier_notes(table: Mapping[str, Any], run: Run) -> list[str]:
             f"{text.plural(machine['threads'], 'thread')}; medians of calls of all models in turns. Load of the "
             f"machine: {machine['load_average']:.1f} on {text.plural(machine['cpus'] or 1, 'processor')}."
         )
+        if table.get("note"):
+            said.append(f"Beware: {table['note']}.")
     reasons = dict.fromkeys((table.get("left_out") or {}).values())
     said += [
         f"Left out: {', '.join(plan for plan, why in table['left_out'].items() if why == reason)}: {reason}."
@@ -145,8 +148,8 @@ def breakable(plan: str) -> str:
 def _plot(table: Mapping[str, Any], run: Run, cost: str) -> Plot:
     points: Sequence[Point] = table["points"]
     leaders = sorted((point for point in points if cost in point["leads"]), key=lambda point: _x(point, cost))
-    low = min(100 * point["accuracy"] for point in leaders)
-    high = max(100 * point["accuracy"] for point in points)
+    high = max(_y(point) for point in points)
+    low = min(*(_y(point) for point in leaders), max(high - _LEAST_SPAN, min(_y(point) for point in points)))
     pad = 0.09 * max(high - low, 1.0)
     figure, axes = fig.panel(300)
     axes.plot([_x(p, cost) for p in leaders], [_y(p) for p in leaders], color=fig.ACCENT, linewidth=1.2,
