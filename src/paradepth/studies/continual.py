@@ -50,13 +50,13 @@ GROUPS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         "split_cifar100",
         "class",
         1000,
-        {"patch_size": 8, "budget": "5e4 layer_evals"},
+        {"patch_size": 8, "budget": "4e4 layer_evals"},
     ),
     "split CIFAR-100, task-incremental": (
         "split_cifar100",
         "task",
         1000,
-        {"patch_size": 8, "budget": "5e4 layer_evals"},
+        {"patch_size": 8, "budget": "4e4 layer_evals"},
     ),
     "split Fashion-MNIST, class-incremental": (
         "split_fashion_mnist",
