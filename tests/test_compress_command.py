@@ -190,7 +190,7 @@ def test_latencies_are_of_one_measurement(run: Path, monkeypatch: pytest.MonkeyP
     assert len(measured) == 4
 
 
-@pytest.mark.parametrize("plan", ["heads=1+neurons=40", "prefix=2+neurons=40+int8", "subset=1", "magnitude=0.6"])
+@pytest.mark.parametrize("plan", ["heads=1+neurons=40", "prefix=2+neurons=40+int8", "subset=1+magnitude=0.6"])
 def test_the_chosen_run_is_like_any_other(
     run: Path, tmp_path: Path, plan: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
