@@ -40,17 +40,20 @@ class Fixed(Task):
         return cut, self.targets[part]
 
     def batches(self, world: Any) -> Any:
-        size = self.training_batch
-        count = len(self.targets) // size
+        return _Batches(self, self.training_batch)
 
-        class Batches:
-            def __len__(self) -> int:
-                return count
 
-            def get(_, pass_index: int, batch_index: int) -> tuple[Any, Tensor]:
-                return self.ordered("train", batch_index * size, (batch_index + 1) * size)
+class _Batches:
+    """Whole batches in the order of the samples, the same in every pass."""
 
-        return Batches()
+    def __init__(self, task: Fixed, size: int) -> None:
+        self.task, self.size = task, size
+
+    def __len__(self) -> int:
+        return self.task.count("train") // self.size
+
+    def get(self, pass_index: int, batch_index: int) -> tuple[Any, Tensor]:
+        return self.task.ordered("train", batch_index * self.size, (batch_index + 1) * self.size)
 
 
 def bench_for(model: Any, inputs: Any, targets: Tensor, **options: Any) -> Workbench:

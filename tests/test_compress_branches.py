@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -251,10 +251,11 @@ def test_a_branch_that_absorbs_another_is_nearer_to_the_sum_than_it_was(aggregat
     different = {n for n, w in merged.named_parameters() if not torch.equal(w, one.get_parameter(n))}
     assert different == {"layers.1.mlp.down.weight", "layers.1.mlp.down.bias"}
     # Least squares: what is left has nothing to do with the features that the last map reads.
+    first, last = (cast(EncoderLayer, part) for part in merged.layers)
     state = torch.cat([r.x_BTD for r in data])
     with torch.no_grad():
-        before = merged.layers[0](state, step=step)
-        _, seen = watch(merged.layers[1], before, (), torch.ones(state.shape[:2], dtype=torch.bool))  # pyright: ignore
+        before = first(state, step=step)
+        _, seen = watch(last, before, (), torch.ones(state.shape[:2], dtype=torch.bool))
         wanted = one(state) + other(state) - (0 if aggregate == "sum" else state)
         left = (merged(state) - wanted).flatten(0, 1)
     assert (seen.h_RM.T @ left).abs().max() < 1e-2
@@ -289,7 +290,7 @@ def test_the_most_similar_branches_are_merged_first() -> None:
     for merge in merges:
         assert merge["errors"][merge["by"]] == min(merge["errors"].values())
     assert smaller.config == model.truncate(2).config
-    three = Merge(3).apply(model, bench)
+    three: Any = Merge(3).apply(model, bench)
     for k in (0, 2):  # the others stay, in their order
         close(three.trunk.branches[k](model.stem(x)), model.trunk.branches[k](model.stem(x)))
     assert torch.equal(Merge(4).apply(model, bench)(x), model(x))

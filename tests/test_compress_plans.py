@@ -195,12 +195,13 @@ def test_the_bench_of_a_run(tmp_path: Path) -> None:
     assert bench.notes[0]["step"] == "subset=2"
     found = bench.validate(smaller)
     assert len(found.accuracy) == 2
-    for options, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"teacher_weight": 1.5}, "between 0 and 1"),
         ({"warmup": 1.0}, "warmup is 1.0"),
-    ):
+    ]
+    for options, words in wrong:
         with pytest.raises(ValueError, match=words):
             Workbench.of_run(tmp_path / "run", device="cpu", **options)
     with pytest.raises(ValueError, match="not a run directory"):

@@ -82,7 +82,7 @@ def test_width_over_heads_is_what_it_was() -> None:
         ({"heads": 0, "head_width": 2}, "0 heads of width 2"),
     ],
 )
-def test_heads_that_cannot_be_are_refused(options: dict[str, int], words: str) -> None:
+def test_heads_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
     for kind in (MultiHeadAttention, CrossAttention):
         with pytest.raises(ValueError, match=words):
             kind(8, **options)

@@ -177,7 +177,7 @@ def average(
         if aligned:
             order_H, order_M = align(b, a, [(of_b, of_a) for (_, of_a), (_, of_b) in seen])
             sizes[1] = sizes[1][0][order_H], sizes[1][1][order_M]
-        _average(m, a, b, *(_share(*pair) for pair in zip(*sizes, strict=True)))
+        _average_inputs(m, a, b, *(_share(*pair) for pair in zip(*sizes, strict=True)))
         extra = 1.0 if aggregate == "sum" and n == one.depth - 1 else 0.0
         after, wanted = [], []
         for (s, t, u), ((f, of_a), (g, of_b)), reading in zip(states, seen, readings, strict=True):
@@ -266,7 +266,7 @@ def _share(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(total > 0, one / total.clamp(min=1e-300), 0.5)
 
 
-def _average(layer: EncoderLayer, a: EncoderLayer, b: EncoderLayer, share_H: Tensor, share_M: Tensor) -> None:
+def _average_inputs(layer: EncoderLayer, a: EncoderLayer, b: EncoderLayer, share_H: Tensor, share_M: Tensor) -> None:
     """Means of what reads the state, in which heads and neurons of `a` weigh their shares and those of `b` the rest;
     sums of the output projections. The norms have no affine maps any more."""
     layer.load_state_dict(a.state_dict())
