@@ -389,7 +389,7 @@ def test_generation_and_translation_with_caches(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["int8", "int4"])
-def test_exports_hold_the_float32_that_integers_stand_for(method: Any, tmp_path: Path) -> None:
+def test_graphs_hold_the_float32_that_integers_stand_for(method: Any) -> None:
     small = quantise(build("images"), method)
     inputs = inputs_of(build("images"))
     graph = build_graph(small)
@@ -397,14 +397,6 @@ def test_exports_hold_the_float32_that_integers_stand_for(method: Any, tmp_path:
     assert all(type(tensor) is Tensor for tensor in graph.model.state_dict().values())
     with torch.no_grad():
         torch.testing.assert_close(graph.run((inputs,))[0], small(inputs), rtol=1e-5, atol=1e-5)
-    if method == "int4":
-        return
-    small.save_pretrained(tmp_path)
-    assert main(["export", str(tmp_path), "--format", "torch", "--no-latency", "--json"]) == 0
-    run, description = load_program(tmp_path / "exported" / "model.pt2")
-    assert "quantisation" not in description
-    with torch.no_grad():
-        torch.testing.assert_close(run(inputs)[0], small(inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_no_plain_weights_compute_what_rounded_inputs_do() -> None:
@@ -510,7 +502,7 @@ def test_torchao_is_optional_and_missed_in_words(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "float32"
-    options: dict[str, Any] = {"budget": "250 steps", "learning_rate": 4e-3, "dropout": 0.0, "crop_padding": 0}
+    options: dict[str, Any] = {"budget": "130 steps", "learning_rate": 5e-3, "dropout": 0.0, "crop_padding": 0}
     start_run(tiny_config(**options, flip=False, validations=1), run)
     return run
 
@@ -551,20 +543,18 @@ def test_commands_take_a_quantised_run(
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(picture)
     (prediction,) = call(capsys, "predict", run, picture)["predictions"]
     (same,) = call(capsys, "predict", run, picture, "--branch-executor", "batched")["predictions"]
-    assert prediction == same
+    assert same["classes"][0] == pytest.approx(prediction["classes"][0], abs=1e-4)
     assert main(["report", str(run)]) == 0
     if method == "int8":
-        return
-    exported = main(["export", str(run), "--format", "onnx", "--no-latency"])
-    told = capsys.readouterr().err
+        exported = call(capsys, "export", run, "--format", "torch", "--no-latency")
+        program, description = load_program(exported["file"])
+        assert "quantisation" not in description
+        small, images = paradepth.from_pretrained(run), torch.rand(5, 1, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(program(images)[0], small(images), rtol=1e-4, atol=1e-4)
     if method == "int8_dynamic":
-        assert exported == 2
-        assert "refused: the model is quantised by int8_dynamic" in told
-    else:
-        assert exported == 0
-        (again,) = call(capsys, "predict", run / "exported" / "model.onnx", picture)["predictions"]
-        assert again["classes"][0]["class"] == prediction["classes"][0]["class"]
-        assert again["classes"][0]["confidence"] == pytest.approx(prediction["classes"][0]["confidence"], abs=1e-4)
+        assert main(["export", str(run), "--format", "onnx", "--no-latency"]) == 2
+        assert "refused: the model is quantised by int8_dynamic" in capsys.readouterr().err
 
 
 def test_commands_that_train_refuse_a_quantised_run(
