@@ -192,7 +192,7 @@ def test_published_shapes() -> None:
         (lambda: paradepth.create_model("paraformer_nano", class_names=("a",)), "class names"),
         (lambda: classifier(branches=2)(images(), branches=3), "between 1 and 2"),
         (lambda: classifier(branches=2).truncate(0), "between 1 and 2"),
-        (lambda: classifier(branches=2).grow(0), "at least one"),
+        (lambda: classifier(branches=2).grow(0), "nothing to grow"),
         (lambda: classifier(branches=2, aggregate="sum").grow(1), "init='random'"),
         (lambda: paradepth.create_model("vit_nano").truncate(1), "serial stack"),
         (lambda: paradepth.create_model("vit_nano")(torch.rand(1, 3, 32, 32), branches=2), "serial stack"),

@@ -34,8 +34,8 @@ def balanced(labels: Sequence[Tensor], capacity: int, *, seed: int) -> list[Tens
         ValueError: a capacity below 0.
 
     >>> kept = balanced([torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([2, 2, 2])], 4, seed=0)
-    >>> [len(indices) for indices in kept]
-    [3, 1]
+    >>> tuple(len(indices) for indices in kept)
+    (3, 1)
     """
     _check(capacity)
     groups = [(task, int(label)) for task, own in enumerate(labels) for label in own.unique().tolist()]

@@ -18,6 +18,18 @@ from paradepth.train.options import (
     ScheduleOptions,
 )
 
+__all__ = [
+    "BranchOptions",
+    "Config",
+    "DataOptions",
+    "DepthOptions",
+    "ModelOptions",
+    "OptimiserOptions",
+    "RunOptions",
+    "ScheduleOptions",
+    "check_options",
+]
+
 
 @dataclass(frozen=True)
 class Config:
