@@ -18,6 +18,7 @@ from paradepth.report.page import prefix_rows, table_measures
 from paradepth.report.read import read_run
 from paradepth.train.config import DataOptions
 from paradepth.train.tasks import TASKS
+from paradepth.train.tasks.base import EVERY_TASK_TAKES
 from test_report import Page, edit, small_study
 
 EXPECTED = {
@@ -144,8 +145,7 @@ def test_an_option_of_another_task_is_shown_where_it_is_set(tmp_path: Path) -> N
 
 
 def test_the_table_of_kinds_knows_every_task_and_its_options() -> None:
-    every_task_takes = {"data", "data_dir", "validation_fraction"}
-    known = {f.name for f in dataclasses.fields(DataOptions)} - every_task_takes
+    known = {f.name for f in dataclasses.fields(DataOptions)} - set(EVERY_TASK_TAKES)
     for task in TASKS:
         kind = kind_of(task.model_class.model_type)
         assert kind.samples != "samples", task
