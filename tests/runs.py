@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "new_branch": "random",
     },
 }
+
+
+class Stop(Exception):
+    """Raised by `stop_at`."""
+
+
+def stop_at(wanted: int) -> Callable[[int], None]:
+    """An `on_batch` that breaks a run off after a step, between two checkpoints."""
+
+    def stop(step: int) -> None:
+        if step == wanted:
+            raise Stop
+
+    return stop
 
 
 def tiny_config(kind: str = "joint", **options: Any) -> Config:

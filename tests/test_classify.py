@@ -23,7 +23,7 @@ from paradepth.nn import SegmentStem, TextClassifierHead, TokenStem
 from paradepth.train import Config, resume_run, start_run
 from paradepth.train.tasks import load_data
 from paradepth.train.tasks.classify import f1, matthews
-from runs import events
+from runs import Stop, events, stop_at
 
 PAD, FIRST, LAST = 0, 1, 2
 shapes = st.sampled_from(
@@ -362,12 +362,7 @@ def test_a_run_learns_and_tells_its_scores(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 8:
-            raise Stop
+    stop = stop_at(8)
 
     options = config(sst2(tmp_path), checkpoint_every=5, executor="serial")
     start_run(options, tmp_path / "whole")

@@ -24,7 +24,7 @@ from paradepth.train import Config, resume_run, start_run
 from paradepth.train.finetune import finetune_config
 from paradepth.train.start import start_from, take_over
 from paradepth.train.tasks import load_data
-from runs import events
+from runs import Stop, events, stop_at
 
 CORPUS = "a good film and a bad film, a good plot and a bad plot. " * 300
 FAST: dict[str, Any] = {"precision": "float32", "device": "cpu", "validations": 1}
@@ -163,12 +163,7 @@ def test_layer_parallel_fine_tuning_is_serial_fine_tuning_once_converged(
 
 
 def test_resuming_is_exact_and_needs_no_source(sources: dict[str, Path], place: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 7:
-            raise Stop
+    stop = stop_at(7)
 
     source = tmp_path / "source"
     shutil.copytree(sources["causal"], source)
@@ -347,12 +342,7 @@ def test_its_layers_run_by_any_executor_with_the_same_dropout(bert: Path) -> Non
 
 
 def test_resumed_transformers_run_is_exact_and_needs_no_source(place: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 4:
-            raise Stop
+    stop = stop_at(4)
 
     source = tiny_bert(tmp_path / "bert", place)
     parallel: dict[str, Any] = {"executor": "mgrit", "coarsening": 2, "lipschitz": True}

@@ -32,7 +32,7 @@ from paradepth.train.budget import Budget
 from paradepth.train.config import check_options
 from paradepth.train.optimiser import Optimiser
 from paradepth.train.tasks import load_data, task_class
-from runs import events
+from runs import Stop, events, stop_at
 
 shapes = st.fixed_dictionaries(
     {
@@ -359,13 +359,7 @@ def test_resuming_is_exact(schedule: str, corpus: Path, tmp_path: Path) -> None:
         options |= {"schedule": "joint", "branches": None, "depth": 4, "step": 0.5, "buffers": (1, 1), "ema": 0.9}
     start_run(config(corpus, **options), tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 13:
-            raise Stop
-
+    stop = stop_at(13)
     with pytest.raises(Stop):
         start_run(config(corpus, **options), tmp_path / "cut", on_batch=stop)
     resume_run(tmp_path / "cut")
@@ -391,13 +385,7 @@ def test_resuming_with_a_bpe_is_exact_and_does_not_learn_it_again(
     )
     start_run(used, tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 5:
-            raise Stop
-
+    stop = stop_at(5)
     with pytest.raises(Stop):
         start_run(used, tmp_path / "cut", on_batch=stop)
     monkeypatch.setattr(BPETokenizer, "train", lambda *words, **options: pytest.fail("learned again"))

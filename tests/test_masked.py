@@ -26,7 +26,7 @@ from paradepth.train.schedules import Objective
 from paradepth.train.step import IGNORED as LOSS_IGNORES
 from paradepth.train.step import TrainStep
 from paradepth.train.tasks import load_data, task_class
-from runs import events
+from runs import Stop, events, stop_at
 
 PAD, FIRST, LAST, MASK = range(4)
 trunks = st.sampled_from(
@@ -333,12 +333,7 @@ def test_what_cannot_be_filled_is_refused_in_words(run: Path, tmp_path: Path, ca
 
 
 def test_interrupted_and_resumed_is_uninterrupted(corpus: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 11:
-            raise Stop
+    stop = stop_at(11)
 
     options = config(corpus, checkpoint_every=5)
     start_run(options, tmp_path / "whole")

@@ -34,7 +34,7 @@ from paradepth.train.config import check_options
 from paradepth.train.step import IGNORED
 from paradepth.train.tasks import load_data
 from paradepth.train.tasks.tagging import TaggingTask
-from runs import events
+from runs import Stop, events, stop_at
 
 BY_HAND = """\
 # newdoc id = a
@@ -595,13 +595,7 @@ def test_resuming_is_exact(kind: str, corpus: Path, tmp_path: Path) -> None:
         options |= {"coarsening": 2, "forward_iterations": 1, "backward_iterations": 1, "optimiser": "sgd"}
     start_run(config(corpus, **options), tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 12:
-            raise Stop
-
+    stop = stop_at(12)
     with pytest.raises(Stop):
         start_run(config(corpus, **options), tmp_path / "cut", on_batch=stop)
     resume_run(tmp_path / "cut")

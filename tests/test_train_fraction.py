@@ -26,7 +26,7 @@ from paradepth.train.config import check_options
 from paradepth.train.finetune import finetune_config
 from paradepth.train.tasks import load_data
 from processes import fork_together
-from runs import events, tiny_config
+from runs import Stop, events, stop_at, tiny_config
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
 FRACTION = st.floats(0.0, 1.0, exclude_min=True)
@@ -162,13 +162,7 @@ def test_resuming_reads_the_same_part(tmp_path: Path) -> None:
     config = tiny_config(train_fraction=0.1, checkpoint_every=5)
     start_run(config, tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 13:
-            raise Stop
-
+    stop = stop_at(13)
     with pytest.raises(Stop):
         start_run(config, tmp_path / "cut", on_batch=stop)
     resume_run(tmp_path / "cut")

@@ -23,7 +23,7 @@ from paradepth.train.optimiser import Optimiser
 from paradepth.train.run import read_run_config
 from paradepth.train.schedules import Annealing, Objective, build_schedule
 from paradepth.train.trainer import Trainer
-from runs import SCHEDULES, events, tiny_config
+from runs import SCHEDULES, Stop, events, stop_at, tiny_config
 
 HERE = Path(__file__).parent
 
@@ -93,13 +93,7 @@ def test_resume_is_exact_for_every_optimiser(optimiser: str, tmp_path: Path) -> 
     config = tiny_config("one_pass", optimiser=optimiser, checkpoint_every=5)
     start_run(config, tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 13:
-            raise Stop
-
+    stop = stop_at(13)
     with pytest.raises(Stop):
         start_run(config, tmp_path / "cut", on_batch=stop)
     result = resume_run(tmp_path / "cut")
@@ -182,12 +176,7 @@ def test_the_command_stops_cleanly_on_sigterm(tmp_path: Path) -> None:
 
 
 def test_a_run_that_got_no_further_than_its_first_checkpoint_starts_once(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        raise Stop
-
+    stop = stop_at(1)
     with pytest.raises(Stop):
         start_run(tiny_config("stagewise", checkpoint_every=1000), tmp_path / "run", on_batch=stop)
     resume_run(tmp_path / "run")

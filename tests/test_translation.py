@@ -32,7 +32,7 @@ from paradepth.train.accounting import update_cost
 from paradepth.train.schedules import Objective
 from paradepth.train.use import evaluate_run
 from processes import run_together
-from runs import events
+from runs import Stop, events, stop_at
 from test_pairs import NUMBERS as WORDS
 from test_pairs import write_jsonl
 
@@ -433,13 +433,7 @@ def test_resuming_is_exact(kind: str, corpus: Path, tmp_path: Path) -> None:
     more = parallel if kind == "mgrit" else {"branches": 2, "schedule": kind}
     chosen = config(corpus, dropout=0.1, checkpoint_every=3, **more)
 
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 5:
-            raise Stop  # between two checkpoints
-
+    stop = stop_at(5)  # between two checkpoints
     start_run(chosen, tmp_path / "whole")
     with pytest.raises(Stop):
         start_run(chosen, tmp_path / "cut", on_batch=stop)

@@ -7,15 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from paradepth.atomic import write_bytes, write_json
-from paradepth.compress.step import Plan
+from paradepth.compress.step import Plan, shapes
 from paradepth.compress.tune import Distil, Tune
 from paradepth.compress.workbench import Workbench
 from paradepth.distributed import World
 from paradepth.models import TrunkModel
-from paradepth.train.accounting import Cost, update_cost
+from paradepth.train.accounting import Cost, start_fields, update_cost
+from paradepth.train.budget import Budget
 from paradepth.train.config import Config
 from paradepth.train.environment import command_line, environment
 from paradepth.train.folder import clear_folder
@@ -63,7 +62,7 @@ def write_run(
     log = MetricsLog(out)
     try:
         updates, cost = tuning_cost(plan, bench)
-        log.write("start", **_start_fields(model, bench, updates))
+        log.write("start", **start_fields(model, task, Budget(updates, "steps")))
         totals = {"step": updates, "layer_evals": cost.layer_evals, "flops": cost.flops, "seconds": seconds}
         log.write("end", **totals, reason="budget")
     finally:
@@ -105,35 +104,17 @@ def shrunk_options(config: Config, full: TrunkModel, model: TrunkModel) -> Confi
 def tuning_cost(plan: Plan, bench: Workbench) -> tuple[int, Cost]:
     """Updates and compute of a plan's recoveries and distillations; a teacher's forward pass is a third of the compute
     of an update of it."""
-    model, updates, cost = bench.teacher, 0, Cost()
+    updates, cost = 0, Cost()
     samples = bench.config.optimiser_options.batch_size
-    for step in plan:
+    for step, model in shapes(plan, bench.teacher):
         if isinstance(step, Tune | Distil):
             updates += step.count
             cost += _update(model, bench) * (step.count * samples)
             if isinstance(step, Distil):
                 teacher = _update(bench.teacher, bench) * (step.count * samples)
                 cost += Cost(teacher.layer_evals / 3, teacher.flops / 3)
-        shape = step.shape(model.config)
-        if shape != model.config:
-            with torch.device("meta"):  # a shape without weights
-                model = type(model)(shape)
     return updates, cost
 
 
 def _update(model: TrunkModel, bench: Workbench) -> Cost:
     return update_cost(model, Objective(model.prefixes), model.parts(), tokens=bench.task.mean_tokens(model))
-
-
-def _start_fields(model: TrunkModel, bench: Workbench, updates: int) -> dict[str, Any]:
-    sizes = [sum(p.numel() for p in part.parameters()) for part in model.parts().values()]
-    counts = [sizes[0] + sizes[-1] + sum(sizes[1 : 2 + k]) for k in range(model.prefixes)]
-    prefixes = range(1, model.prefixes + 1)
-    return {
-        "parameters": counts[-1],
-        "parameters_by_prefix": counts,
-        "forward_flops": [model.forward_flops(branches=k if model.config.branches else None) for k in prefixes],
-        "layers": model.config.layers,
-        "budget": {"unit": "steps", "value": updates},
-        **{f"{split}_samples": bench.task.count(split) for split in ("train", "validation", "test")},
-    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from paradepth.distributed import World
 from paradepth.export.latency import warning
 from paradepth.train import Interrupted
 from paradepth.train.evaluate import evaluate
-from paradepth.train.folder import check_folder
+from paradepth.train.folder import check_folder, check_writable
 
 FILE = "frontier.json"  # in RUN/compression: the table
 SUFFIX = "-compressed"  # of the run that is chosen
@@ -103,7 +102,7 @@ def compress_run(
     if not named:
         steps = tune_steps or (QUICK_STEPS if quick else TUNE_STEPS)
         named, left_out = default_plans(bench.teacher, tune_steps=steps, quick=quick)
-    _check_writable(run / FOLDER)
+    check_writable(run / FOLDER, str(run / FOLDER))
     for reason in dict.fromkeys(left_out.values()):
         say(f"left out: {', '.join(plan for plan, why in left_out.items() if why == reason)} ({reason})")
     with _stoppable():
@@ -305,14 +304,6 @@ def _check_plan(plan: Plan, bench: Workbench) -> None:
         check_plan(plan, bench.teacher)
     except ValueError as error:
         raise ValueError(f"plan {plan_text(plan)} does not fit this run: {error}") from error
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
 
 
 @contextmanager

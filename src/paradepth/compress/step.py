@@ -6,7 +6,7 @@ A plan is written `prefix=2+distil=300+int8`: its steps from left to right, join
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
@@ -175,11 +175,23 @@ def check_plan(plan: Sequence[Step], model: TrunkModel) -> None:
     ValueError: subset is 3, and the model has 2 branches; it must be between 1 and 2
     """
     check_order(plan)
+    for step, before in shapes(plan, model):
+        step.check(before)
+
+
+def shapes(plan: Sequence[Step], model: TrunkModel) -> Iterator[tuple[Step, TrunkModel]]:
+    """Every step with a model of the shape that it is given; behind the first change of shape one without weights.
+
+    >>> import paradepth
+    >>> model = paradepth.create_model("paraformer_nano", branches=4)
+    >>> [(str(step), before.prefixes) for step, before in shapes(parse_plan("prefix=2+tune=9"), model)]
+    [('prefix=2', 4), ('tune=9', 2)]
+    """
     for step in plan:
-        step.check(model)
+        yield step, model
         config = step.shape(model.config)
         if config != model.config:
-            with torch.device("meta"):  # a shape without weights
+            with torch.device("meta"):
                 model = type(model)(config)
 
 

@@ -7,13 +7,17 @@ the gradient only passes through, and 1/3 when nothing before it learns either.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paradepth.branches import Branches
 from paradepth.models import TrunkModel
+from paradepth.train.budget import Budget
 from paradepth.train.schedules import Objective
+
+if TYPE_CHECKING:
+    from paradepth.train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,40 @@ def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[s
     heads = 1 if objective.weights is None else objective.prefix
     flops += model.stem.flops() * (2 if stem else 1) + 3 * heads * model.head.flops(tokens)
     return Cost(evals, flops)
+
+
+def part_sizes(model: TrunkModel) -> dict[str, int]:
+    """Number of parameters of each part of a model.
+
+    >>> from paradepth import create_model
+    >>> list(part_sizes(create_model("paraformer_nano", branches=2)))
+    ['stem', 'branch1', 'branch2', 'head']
+    """
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+
+
+def start_fields(
+    model: TrunkModel, task: Task, budget: Budget, *, sizes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """What the first event of a log holds: the size of every prefix, the budget, the samples.
+
+    Args:
+        model: of the run.
+        task: with its data.
+        budget: of the run.
+        sizes: of the model's parts, where this process has only some of them.
+    """
+    sizes = part_sizes(model) if sizes is None else sizes
+    counts, total = [], sizes["stem"] + sizes["head"]
+    for name in list(sizes)[1:-1]:
+        total += sizes[name]
+        counts.append(total)
+    prefixes = range(1, model.prefixes + 1)
+    return {
+        "parameters": counts[-1],
+        "parameters_by_prefix": counts,
+        "forward_flops": [model.forward_flops(branches=k if model.config.branches else None) for k in prefixes],
+        "layers": model.config.layers,
+        "budget": {"unit": budget.unit, "value": budget.value},
+        **{f"{split}_samples": task.count(split) for split in ("train", "validation", "test")},
+    }

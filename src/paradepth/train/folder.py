@@ -38,13 +38,26 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
             raise ValueError(
                 f"{folder} holds {strange[:3]} and no config.json, so it is not a run; it is not overwritten"
             )
+    check_writable(folder, f"run directory {folder}")
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Refuses a folder, existing or to be made, that cannot be written into.
+
+    Args:
+        folder: where something will be written.
+        what: it is, for the message.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     parent = folder
     while not parent.exists():
         parent = parent.parent
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise ValueError(f"run directory {folder} cannot be written: {error}") from error
+        raise ValueError(f"{what} cannot be written: {error}") from error
 
 
 def clear_folder(folder: Path) -> None:

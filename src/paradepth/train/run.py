@@ -22,6 +22,7 @@ from paradepth.distributed import World, join_world, process_count
 from paradepth.models import TrunkModel
 from paradepth.models.pretrained import config_dict, save_pretrained
 from paradepth.models.quantised import check_learns
+from paradepth.train.accounting import start_fields
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
 from paradepth.train.config import Config, ScheduleOptions, check_options
 from paradepth.train.depth import branch_processes, check_depth, depth_processes
@@ -339,21 +340,7 @@ def _finish(config: Config, folder: Path, world: World, trainer: Trainer) -> dic
 
 
 def _start_fields(trainer: Trainer) -> dict[str, Any]:
-    model, task = trainer.model, trainer.task
-    parts = trainer.sizes
-    counts, total = [], parts["stem"] + parts["head"]
-    for name in list(parts)[1:-1]:
-        total += parts[name]
-        counts.append(total)
-    prefixes = range(1, model.prefixes + 1)
-    return {
-        "parameters": counts[-1],
-        "parameters_by_prefix": counts,
-        "forward_flops": [model.forward_flops(branches=k if model.config.branches else None) for k in prefixes],
-        "layers": model.config.layers,
-        "budget": {"unit": trainer.budget.unit, "value": trainer.budget.value},
-        **{f"{split}_samples": task.count(split) for split in ("train", "validation", "test")},
-    }
+    return start_fields(trainer.model, trainer.task, trainer.budget, sizes=trainer.sizes)
 
 
 def _headline(config: Config, trainer: Trainer) -> str:

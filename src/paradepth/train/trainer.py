@@ -22,7 +22,7 @@ from paradepth.distributed import World, clip_gradients, gather_tensors, reduce_
 from paradepth.models import TrunkModel
 from paradepth.nn import set_dropout_key
 from paradepth.train import learning
-from paradepth.train.accounting import Cost, update_cost
+from paradepth.train.accounting import Cost, part_sizes, update_cost
 from paradepth.train.budget import Budget
 from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Config
@@ -77,7 +77,7 @@ class Trainer:
         self.world, self.autocast, self.store = world, autocast, store
         o = config.optimiser_options
         self.budget = Budget.parse(o.budget)
-        self.sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+        self.sizes = part_sizes(model)
         self.depth = DepthRun(model, config.depth_options, world, config.branch_options)
         self.optimiser = Optimiser(model, o)
         self.average = MovingAverage(model, o.ema) if o.ema else None
