@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
 
 from paradepth.studies import continual, finetune_glue, schedules, stability, stagewise, tasks, transfer
-from paradepth.studies.study import Study
+from paradepth.studies.study import Size, Study
 
-STUDIES: dict[str, Callable[[], Study]] = {
+STUDIES: dict[str, Callable[[Size], Study]] = {
     "schedules": schedules.study,
     "stagewise": stagewise.study,
     "tasks": tasks.study,
@@ -18,12 +20,19 @@ STUDIES: dict[str, Callable[[], Study]] = {
 }
 
 
-def get_study(name: str) -> Study:
+def get_study(name: str, size: Size = "here") -> Study:
     """The study called `name`.
 
+    Args:
+        name: its name.
+        size: "smoke" takes seconds and tests that the study runs; "here" is what is committed, hours of two cores;
+            "paper" has the papers' sizes and data.
+
     Raises:
-        ValueError: unknown study.
+        ValueError: unknown study or size.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known are {', '.join(sorted(STUDIES))}")
-    return STUDIES[name]()
+    if size not in get_args(Size):
+        raise ValueError(f"size is {size!r}, but must be one of {', '.join(get_args(Size))}")
+    return replace(STUDIES[name](size), size=size)

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from paradepth.studies.record import measured
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import show
 
 SERIAL: dict[str, Any] = {"model": "vit_nano", "depth": 8}
@@ -137,7 +137,7 @@ def _transfer(rows: dict[str, dict[int, dict[str, Any]]]) -> str:
     return f" Forward transfer in points: {shown}."
 
 
-def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Six strategies on five sequences of tasks."""
     cells = []
     for group, (scenario, setting, memory, options) in GROUPS.items():

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from paradepth.studies.record import measured
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import COMMON, MGRIT, show
 
 PAPER = 0.012  # the largest difference in accuracy that the paper reports
@@ -80,7 +80,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
-def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Serial and layer-parallel pretraining, each fine-tuned on three tasks."""
     pretrained = {
         label: [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from paradepth.studies.claim import Verdict
 from paradepth.studies.study import Cell, Study
 
 # Chosen by name: `command` and whatever comes later may hold paths of the machine.
@@ -28,6 +30,8 @@ _CLASSES = (
     "f1",
     "matthews",
 )  # measures that the accuracy of validations tells the course of; else the loss
+MEASURED = "measured.json"  # of a measurement, in its run directory: written last
+SPENT = ("parameters", "layers", "layer_evals")  # what a measurement may give besides its measures
 _MATCHED = 0.02  # rows whose compute differs by more than this part are not a matched comparison
 
 
@@ -39,6 +43,8 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
         run: its run directory.
 
     Returns:
+        Of a measurement the fields of the cell and `options_hash`; `measures` (a number or a list of numbers by name),
+        `seconds`, `environment`, and what the measurement gave of `parameters`, `layers` and `layer_evals`. Otherwise
         The fields of the cell and `options_hash`; `parameters`, `layers`, `layer_evals`, `flops`, `seconds`;
         `accuracy`, `loss` (test, per prefix), `measures` (whatever else was measured of every prefix, by name),
         `contribution` (per branch), `validation_accuracy`, `validation_loss` (last, per prefix); `curve` and
@@ -48,6 +54,8 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
     Raises:
         ValueError: the run is not finished or a file is damaged; the message names the file.
     """
+    if cell.command == "measure":
+        return _read_measured(cell, run)
     events = _events(run / "metrics.jsonl")
     evaluation = _read_json(run / "evaluation.json")
     environment = _read_json(run / "environment.json")
@@ -87,6 +95,17 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
         raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
 
 
+def _read_measured(cell: Cell, run: Path) -> dict[str, Any]:
+    found, environment = _read_json(run / MEASURED), _read_json(run / "environment.json")
+    if not isinstance(found.get("measures"), dict) or "seconds" not in found:
+        raise ValueError(f"{run / MEASURED} has no measures: {found.get('diverged', 'it is damaged')}")
+    return {
+        **definition(cell),
+        **{key: found[key] for key in (*SPENT, "seconds", "measures") if key in found},
+        "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+    }
+
+
 def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
     """The record of a cell whose run stopped because its loss or its gradient was not finite.
 
@@ -96,9 +115,20 @@ def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
 
     Returns:
         The fields of the cell, `parameters`, `layers`, what it spent until then (`layer_evals`, `flops`, `seconds`),
-        `diverged` (the step) and `environment`; None for a run that did not end so.
+        `diverged` (the step; of a measurement, what was not finite) and `environment`; None for a run that did not end
+        so.
     """
     try:
+        if cell.command == "measure":
+            found, environment = _read_json(run / MEASURED), _read_json(run / "environment.json")
+            if "diverged" not in found:
+                return None
+            return {
+                **definition(cell),
+                "seconds": found["seconds"],
+                "diverged": found["diverged"],
+                "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+            }
         events, environment = _events(run / "metrics.jsonl"), _read_json(run / "environment.json")
         if not events or events[-1]["event"] != "diverged":
             return None
@@ -124,18 +154,20 @@ def _is_measure(value: object, prefixes: int) -> bool:
 
 
 def measured(record: dict[str, Any], key: str) -> list[float]:
-    """A measure of a record by prefix, of the test split.
+    """A measure of a record by prefix, of the test split; of a measurement, a list of its one value, or its list.
 
     Raises:
         ValueError: it was not measured; the message names what was.
 
     >>> measured({"name": "a", "accuracy": [0.5], "loss": [1.0], "measures": {"bleu": [30.1]}}, "bleu")
     [30.1]
+    >>> measured({"name": "b", "command": "measure", "measures": {"error": 0.1}}, "error")
+    [0.1]
     """
-    found = {name: record[name] for name in ("accuracy", "loss")} | record.get("measures", {})
+    found = {name: record[name] for name in ("accuracy", "loss") if name in record} | record.get("measures", {})
     if key not in found:
         raise ValueError(f"the record of {record['name']} has no {key!r}; measured are {', '.join(found)}")
-    return found[key]
+    return found[key] if isinstance(found[key], list) else [found[key]]
 
 
 def definition(cell: Cell) -> dict[str, Any]:
@@ -212,20 +244,28 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         lost = [record for record in records if record["group"] == group and "diverged" in record]
         measure = study.headline.get(group, "accuracy")
         curve = "accuracy" if measure in _CLASSES else "loss"
+        measures = group_is_measured(study, group)
         rows = [
-            _row([record for record in of_group if record["label"] == label], measure, curve)
+            (_measured_row(found) if measures else _row(found, measure, curve))
             for label in dict.fromkeys(record["label"] for record in of_group)
+            for found in [[record for record in of_group if record["label"] == label]]
         ]
         signatures = dict.fromkeys(s for record in of_group if (s := record.get("signatures", {}).get(measure)))
         remarks = [study.notes.get(group, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
         if lost:
-            where = (f"{record['label']} (seed {record['seed']}, step {record['diverged']})" for record in lost)
+            where = (f"{record['label']} (seed {record['seed']}, {_lost_at(record)})" for record in lost)
             remarks.append(f"Not in table and plots, because they diverged: {', '.join(where)}.")
         absent = [cell.name for cell in missing if cell.group == group]
         if absent:
             remarks.append(f"Missing cells: {', '.join(absent)}.")
         note = " ".join(filter(None, remarks))
-        groups.append({"name": group, "note": note, "measure": measure, "curve": curve, "rows": rows})
+        drawn = [{"kind": type(c).__name__.lower(), **asdict(c)} for c in study.curves.get(group, ())]
+        kind = (
+            {"measures": list(rows[0]["measures"]) if rows else []}
+            if measures
+            else {"measure": measure, "curve": curve}
+        )
+        groups.append({"name": group, "note": note, **kind, "drawn": drawn, "rows": rows})
     return {
         "name": study.name,
         "title": study.title,
@@ -233,8 +273,57 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         "findings": findings,
         "groups": groups,
         "environment": _common_environment([record["environment"] for record in records]),
-        "command": f"paradepth study {study.name}",
+        "claims": _claims(study, records if not missing else None),
+        "protocol": study.protocol,
+        "size": study.size,
+        "command": f"paradepth study {study.name}" + ("" if study.size == "here" else f" --size {study.size}"),
         "missing": [cell.name for cell in missing],
+    }
+
+
+def group_is_measured(study: Study, group: str) -> bool:
+    """Whether the cells of a group are measurements, and not training runs."""
+    return any(cell.command == "measure" for cell in study.cells if cell.group == group)
+
+
+def _lost_at(record: dict[str, Any]) -> str:
+    lost = record["diverged"]
+    return lost if isinstance(lost, str) else f"step {lost}"
+
+
+def _claims(study: Study, records: list[dict[str, Any]] | None) -> list[dict[str, str]]:
+    """Each claim with its verdict and figure, empty without the records of all cells."""
+    verdicts = verdicts_of(study, records) if records is not None else {}
+    return [
+        {**asdict(claim), **(asdict(verdicts[claim.name]) if verdicts else {"verdict": "", "figure": ""})}
+        for claim in study.claims
+    ]
+
+
+def verdicts_of(study: Study, records: list[dict[str, Any]]) -> dict[str, Verdict]:
+    """The study's verdict for each of its claims, from the records of all its cells.
+
+    Raises:
+        ValueError: a claim without a verdict, or a verdict without a claim.
+    """
+    verdicts = study.verdicts(records) if study.verdicts is not None else {}
+    names = [claim.name for claim in study.claims]
+    if set(verdicts) != set(names):
+        raise ValueError(f"study {study.name} has verdicts for {sorted(verdicts)}, and claims {sorted(names)}")
+    return verdicts
+
+
+def _measured_row(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One table row of measurements: each measure with one entry for each seed."""
+    first = records[0]
+    return {
+        "label": first["label"],
+        "recipe": first["recipe"],
+        "options": first["options"],
+        **{key: sum(r[key] for r in records) / len(records) for key in SPENT if all(key in r for r in records)},
+        "seeds": [record["seed"] for record in records],
+        "seconds": [record["seconds"] for record in records],
+        "measures": {key: [record["measures"][key] for record in records] for key in first["measures"]},
     }
 
 
@@ -257,7 +346,7 @@ def _row(records: list[dict[str, Any]], measure: str, curve: str) -> dict[str, A
 
 
 def _compute_remark(rows: list[dict[str, Any]]) -> str:
-    evals = [row["layer_evals"] for row in rows]
+    evals = [row["layer_evals"] for row in rows if "layer_evals" in row]
     if not evals or max(evals) - min(evals) <= _MATCHED * max(evals):
         return ""
     return f"Not matched in compute: from {min(evals):.3g} to {max(evals):.3g} layer evaluations."

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from paradepth.atomic import write_json
 from paradepth.studies.lock import StudyLock
-from paradepth.studies.record import collect, measured, read_diverged, read_record, read_run
+from paradepth.studies.record import MEASURED, collect, measured, read_diverged, read_record, read_run
 from paradepth.studies.study import Cell, Study, resume_command, train_command
 from paradepth.train.checkpoint import CheckpointStore
 
@@ -190,7 +190,8 @@ class _Runner:
         return list(queue.values())
 
     def _has_run(self, cell: Cell) -> bool:
-        return self._belongs(cell) and (self.out / "runs" / cell.name / "model.safetensors").is_file()
+        made = MEASURED if cell.command == "measure" else "model.safetensors"
+        return self._belongs(cell) and (self.out / "runs" / cell.name / made).is_file()
 
     def _next(self, waiting: list[Cell]) -> Cell | None:
         """Takes the first cell that need not wait for another; one whose source failed fails with it."""
@@ -212,7 +213,7 @@ class _Runner:
             ours = not afresh and not self.rerun and self._belongs(cell)
             if ours and self._store(cell, run):
                 return
-            resumed = ours and bool(CheckpointStore(run / "checkpoints").steps())
+            resumed = ours and cell.command != "measure" and bool(CheckpointStore(run / "checkpoints").steps())
             if not resumed:
                 # The hash goes first and comes last: it must never vouch for another cell's run directory.
                 self._sidecar(cell).unlink(missing_ok=True)
@@ -287,6 +288,9 @@ class _Runner:
 
     def _save(self, cell: Cell, run: Path) -> None:
         record, key = read_run(cell, run), self.study.headline.get(cell.group, "accuracy")
+        if cell.command == "measure":
+            self._keep(cell, record, _shown(record["measures"]))
+            return
         value = measured(record, key)[-1]
         shown = f"{100 * value:.2f} %" if key == "accuracy" else f"{value:.4g}"
         self._keep(cell, record, f"test {key.replace('_', ' ')} {shown}")
@@ -294,7 +298,8 @@ class _Runner:
     def _save_diverged(self, cell: Cell, run: Path) -> bool:
         record = read_diverged(cell, run) if self.study.may_diverge else None
         if record is not None:
-            self._keep(cell, record, f"diverged at step {record['diverged']}")
+            lost = record["diverged"]
+            self._keep(cell, record, f"diverged: {lost}" if isinstance(lost, str) else f"diverged at step {lost}")
         return record is not None
 
     def _keep(self, cell: Cell, record: dict[str, Any], result: str) -> None:
@@ -323,6 +328,16 @@ class _Runner:
 
     def _note_processes(self) -> None:
         self.lock.write({entry.cell.name: entry.process.pid for entry in self.running})
+
+
+def _shown(measures: dict[str, Any]) -> str:
+    """The first few numbers of a measurement.
+
+    >>> _shown({"error": 1.25e-11, "ranks": [1.0, 2.0]})
+    'error 1.25e-11, ranks of 2 values'
+    """
+    words = [f"{key} of {len(v)} values" if isinstance(v, list) else f"{key} {v:.4g}" for key, v in measures.items()]
+    return ", ".join(words[:4]) + (" …" if len(words) > 4 else "")
 
 
 @contextmanager

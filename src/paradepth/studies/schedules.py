@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 
 BUDGETS = {"small": "2e5 layer_evals", "large": "8e5 layer_evals"}
 NOTES = {
@@ -86,7 +86,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
-def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Serial stacks against ParaFormers under every schedule, at two budgets of equal compute."""
     cells = []
     for group, budget in BUDGETS.items():

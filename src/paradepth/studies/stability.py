@@ -11,7 +11,7 @@ from statistics import mean, stdev, variance
 from typing import Any
 
 from paradepth.studies import schedules
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import show
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -114,7 +114,7 @@ def _row(label: str) -> tuple[str, str]:
     return schedule, initialisation
 
 
-def study(seeds: tuple[int, ...] = SEEDS) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = SEEDS) -> Study:
     """Five seeds of every initialisation under every schedule, at two learning rates."""
     cells = []
     for group, rate in RATES.items():

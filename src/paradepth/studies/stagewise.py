@@ -9,7 +9,7 @@ import itertools
 from typing import Any
 
 from paradepth.studies import schedules
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 
 BUDGET = "1.2e6 layer_evals"  # 2.8 epochs of a stack of depth 8 on 54,000 images
 COMMON: dict[str, Any] = {**schedules.COMMON, "validations": 16}
@@ -48,7 +48,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def study(seeds: tuple[int, ...] = (0,)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0,)) -> Study:
     """Stagewise training: variants of predecessors, annealing, losses and the start of a branch."""
     cells = []
     for label, options in VARIANTS.items():

@@ -11,29 +11,35 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from paradepth.studies.claim import Claim, Verdict
 from paradepth.train.config import Config
+
+Size = Literal["smoke", "here", "paper"]
+"""How large a study is: seconds, for a test of its code; hours of two cores; or what the papers did."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Options that are true, false or neither: no flags, but words.
 _CHOICES = {f.name for group in Config().groups().values() for f in fields(group) if f.type == "bool | None"}
 _RESERVED = ("seed", "threads", "data_dir", "run_dir", "overwrite", "json")
+_MEASURE_RESERVED = (*_RESERVED, "source")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a study.
+    """One training run, or one measurement, of a study.
 
     Args:
         name: unique in its study and safe as a file name: letters, digits, `.`, `_`, `+`, `-`.
         group: the table the cell belongs to; only cells of one group are compared.
         label: the row of that table; cells of one row differ in their seed only.
         recipe: name of the recipe to train; of a cell that starts from another, the data to fine-tune on; of a
-            continual run, its scenario.
+            continual run, its scenario; of a measurement, its name in `paradepth.studies.measurements`.
         options: the recipe's options, in Python spelling; JSON values other than dicts. The runner itself sets seed,
-            threads, data_dir, run_dir, overwrite and json.
+            threads, data_dir, run_dir, overwrite, json and, for a measurement, source.
         seed: the seed.
-        after: the cell whose finished run this one fine-tunes.
-        command: what makes the run: "train", or "continual" for tasks that are learned one after another.
+        after: the cell whose finished run this one fine-tunes, or measures.
+        command: what makes the run: "train", "continual" for tasks that are learned one after another, or "measure"
+            for a function of `paradepth.studies.measurements`.
 
     Raises:
         ValueError: an unsafe name, an option the runner sets, an option value that is not as above, or a continual run
@@ -51,7 +57,7 @@ class Cell:
     options: Mapping[str, Any]
     seed: int
     after: Cell | None = None
-    command: Literal["train", "continual"] = "train"
+    command: Literal["train", "continual", "measure"] = "train"
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name) or self.name.endswith((".log", ".json")):
@@ -60,16 +66,17 @@ class Cell:
                 "or digit, and no .log or .json at the end"
             )
         if self.after is not None:
-            if self.command != "train":
-                raise ValueError(f"cell {self.name}: a {self.command} run does not start from another one")
-            for option in {"init", "task"} & set(self.options):
+            if self.command == "continual":
+                raise ValueError(f"cell {self.name}: a continual run does not start from another one")
+            for option in {"init", "task"} & set(self.options) if self.command == "train" else ():
                 raise ValueError(
                     f"cell {self.name}: it starts from {self.after.name}, and its recipe is the task; "
                     f"{option!r} is not an option of its own"
                 )
         for option, value in self.options.items():
-            if option.replace("-", "_") in _RESERVED:
-                raise ValueError(f"cell {self.name}: the runner sets {option!r} itself; it sets {', '.join(_RESERVED)}")
+            reserved = _MEASURE_RESERVED if self.command == "measure" else _RESERVED
+            if option.replace("-", "_") in reserved:
+                raise ValueError(f"cell {self.name}: the runner sets {option!r} itself; it sets {', '.join(reserved)}")
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if not (item is None or isinstance(item, (bool, int, float, str))):
                     raise ValueError(
@@ -90,6 +97,51 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A plot with a line for each row of a group: a measure that is a list in each cell, mean over the seeds.
+
+    Args:
+        measure: name of the measure; a list, or of training runs a measure by prefix.
+        x: the x values, of which a shorter list takes the first; or the name of a measure that has them.
+        x_title: what they are, for the axis.
+        title: what is drawn; by default the measure's name.
+        log_x: whether the x axis is logarithmic.
+        log_y: whether the y axis is logarithmic.
+    """
+
+    measure: str
+    x: tuple[float, ...] | str
+    x_title: str
+    title: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A plot over the rows of a group: a measure that is a number in each cell, or of training runs the measure of
+    the full model, against an option of the cells, mean over the seeds.
+
+    Args:
+        measure: name of the measure.
+        x: name of the option that is the x value; rows without it, or whose value is no number, are left out.
+        x_title: what it is, for the axis.
+        lines: names of the options that rows of one line share; none: all rows are one line.
+        title: what is drawn; by default the measure's name.
+        log_x: whether the x axis is logarithmic.
+        log_y: whether the y axis is logarithmic.
+    """
+
+    measure: str
+    x: str
+    x_title: str
+    lines: tuple[str, ...] = ()
+    title: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A grid of cells and what to say about them.
 
@@ -105,11 +157,17 @@ class Study:
             nothing else is said, or loss, bleu, matthews ….
         may_diverge: whether a cell whose loss or gradient was not finite is a result, whose record has `diverged`
             instead of an accuracy, and not a failure of the study.
+        claims: what the papers say about the question, and what they leave open of it.
+        protocol: how the claims are tested, in a few sentences: data, shapes, budget, what is matched and what is not.
+        verdicts: from the records of all cells to a verdict for each claim, by its name, by a stated rule; called only
+            when every cell is there.
+        curves: for each group that has some, what is drawn of its measures.
+        size: how large it is; `get_study` sets it.
 
     Raises:
-        ValueError: no cells, a name used twice, a note or headline for an unknown group, cells of one row that differ
-            in more than their seed, a cell that starts from one of another study, or one that starts from another
-            where cells may diverge.
+        ValueError: no cells, a name used twice, a note, headline or curves for an unknown group, cells of one row that
+            differ in more than their seed, training runs and measurements in one group, a cell that starts from one of
+            another study, one that starts from another where cells may diverge, or claims without protocol or verdicts.
     """
 
     name: str
@@ -120,6 +178,11 @@ class Study:
     notes: Mapping[str, str] = field(default_factory=dict)
     headline: Mapping[str, str] = field(default_factory=dict)
     may_diverge: bool = False
+    claims: tuple[Claim, ...] = ()
+    protocol: str = ""
+    verdicts: Callable[[list[dict[str, Any]]], dict[str, Verdict]] | None = None
+    curves: Mapping[str, tuple[Curve | Sweep, ...]] = field(default_factory=dict)
+    size: Size = "here"
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -141,7 +204,12 @@ class Study:
                 raise ValueError(f"cell {cell.name} starts from {cell.after.name}, which is no cell of {self.name}")
             if cell.after is not None and self.may_diverge:
                 raise ValueError(f"cell {cell.name} starts from {cell.after.name}, which may diverge")
-        for what, groups in (("notes", self.notes), ("headlines", self.headline)):
+        for group in dict.fromkeys(cell.group for cell in self.cells):
+            if len({cell.command == "measure" for cell in self.cells if cell.group == group}) > 1:
+                raise ValueError(f"group {group!r} has training runs and measurements; give them groups of their own")
+        if self.claims and (self.verdicts is None or not self.protocol.strip()):
+            raise ValueError(f"study {self.name} has claims; it needs a protocol and verdicts, too")
+        for what, groups in (("notes", self.notes), ("headlines", self.headline), ("curves", self.curves)):
             unknown = set(groups) - {cell.group for cell in self.cells}
             if unknown:
                 raise ValueError(f"study {self.name} has {what} for groups without cells: {sorted(unknown)}")
@@ -153,7 +221,7 @@ def _but_seed(cell: Cell) -> tuple[Any, ...]:
 
 
 def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> list[str]:
-    """The command line that trains a cell into the run directory `run`, on one thread.
+    """The command line that trains or measures a cell into the run directory `run`, on one thread.
 
     A cell that starts from another is fine-tuned; that one's run directory lies next to `run`. Underscores in option
     names become dashes, True becomes `--flag`, False `--no-flag` (where the option may also be None, `--flag True` and
@@ -163,6 +231,8 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
     >>> " ".join(train_command(cell, Path("runs/a"))[3:])
     'train digits --no-ema --lr 0.001 --seed 3 --threads 1 --run-dir runs/a --overwrite --json'
     """
+    if cell.command == "measure":
+        return _measure_command(cell, run, data_dir)
     words = [sys.executable, "-m", "paradepth"]
     if cell.after is None:
         words += [cell.command, cell.recipe]
@@ -179,6 +249,16 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
     if data_dir is not None:
         words += ["--data-dir", str(data_dir)]
     return [*words, "--run-dir", str(run), "--overwrite", "--json"]
+
+
+def _measure_command(cell: Cell, run: Path, data_dir: Path | None) -> list[str]:
+    words = [sys.executable, "-m", "paradepth.studies.measure", cell.recipe]
+    words += ["--options", json.dumps(dict(cell.options)), "--seed", str(cell.seed)]
+    if data_dir is not None:
+        words += ["--data-dir", str(data_dir)]
+    if cell.after is not None:
+        words += ["--source", str(run.parent / cell.after.name)]
+    return [*words, "--run-dir", str(run)]
 
 
 def resume_command(cell: Cell, run: Path) -> list[str]:

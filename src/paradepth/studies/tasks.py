@@ -15,7 +15,7 @@ from typing import Any
 
 from paradepth.studies import schedules
 from paradepth.studies.record import measured
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 
 LOSS_LIMIT = 0.01  # layer-parallel training with the controller is to be this close: part of the serial loss,
 LIMITS = {"accuracy": 0.005, "bleu": 0.5}  # and of the headline, where it is another measure
@@ -187,7 +187,7 @@ def show(key: str, values: list[float]) -> str:
     return f"{factor * mean(values):.{digits}f}{spread}"
 
 
-def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Serial stacks, branches under three schedules, and layer-parallel training, on four tasks."""
     cells = []
     for task, (recipe, options, _) in TASKS.items():

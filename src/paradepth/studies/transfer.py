@@ -18,7 +18,7 @@ from typing import Any
 
 from paradepth.studies import schedules
 from paradepth.studies.record import measured
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import doubt, show
 
 PRETRAINING = "pretraining on CIFAR-100"
@@ -123,7 +123,7 @@ def _budget(layer_evals: int) -> str:
     return f"{layer_evals} layer_evals"
 
 
-def study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Branches and a serial stack, pretrained and not, on four fractions of two data sets."""
     slugs = {BRANCHES: "pf", SERIAL: "serial"}
     sources: dict[str, list[Cell]] = {}
