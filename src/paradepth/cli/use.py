@@ -33,7 +33,7 @@ class _Predict:
     """Classifiers of texts: inputs are pairs of texts, two after two."""
     raw: bool = False
     """Taggers: split English text into words, punctuation too."""
-    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
+    branch_executor: Literal["loop", "batched", "threads", "auto"] | str = "loop"
     """How branches are evaluated; an exported file has its own way."""
     branch_processes: int = 1
     """Processes that share the branches, under torchrun: all that it starts."""

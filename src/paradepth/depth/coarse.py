@@ -27,7 +27,8 @@ returns Ψ(x) − x. Those of one round do not wait for one another."""
 
 
 class CoarseOperator(ABC):
-    """A coarse step: subclass it and hand an instance to `MGRIT(coarse=…)`.
+    """A coarse step: subclass it and hand an instance to `MGRIT(coarse=…)`, or give it a name with
+    `register_coarse_operator`.
 
     >>> class Midpoint(CoarseOperator):
     ...     def increment(self, steps, x):
@@ -180,8 +181,28 @@ def coarse_increments(
     return [found[k] for k in range(len(intervals))]
 
 
+COARSE_OPERATORS: dict[str, CoarseOperator] = {"sample": Sample(), "branch": BranchSum(), "half": BranchSum(2)}
+"""Coarse operators by name; `branch:k` is understood besides."""
+
+
+def register_coarse_operator(name: str, operator: CoarseOperator) -> None:
+    """Makes an operator of your own known by name: to `MGRIT(coarse=…)`, and so to training and the command line.
+
+    Raises:
+        ValueError: the name is taken, or looks like `branch:k`.
+
+    >>> register_coarse_operator("half", BranchSum(2))
+    Traceback (most recent call last):
+    ...
+    ValueError: there is a coarse operator 'half' already; take another name
+    """
+    if name in COARSE_OPERATORS or name.startswith("branch:"):
+        raise ValueError(f"there is a coarse operator {name!r} already; take another name")
+    COARSE_OPERATORS[name] = operator
+
+
 def coarse_operator(name: str | CoarseOperator) -> CoarseOperator:
-    """The operator called "sample", "branch", "half" or "branch:k", or the given one.
+    """The operator called "sample", "branch", "half", "branch:k" or as it was registered, or the given one.
 
     Raises:
         ValueError: unknown name.
@@ -191,16 +212,12 @@ def coarse_operator(name: str | CoarseOperator) -> CoarseOperator:
     """
     if isinstance(name, CoarseOperator):
         return name
-    if name == "sample":
-        return Sample()
-    if name == "branch":
-        return BranchSum()
-    if name == "half":
-        return BranchSum(2)
+    if isinstance(name, str) and name in COARSE_OPERATORS:
+        return COARSE_OPERATORS[name]
     kind, _, count = str(name).partition(":")
     if kind == "branch" and count.isdecimal() and int(count):
         return BranchSum(int(count))
     raise ValueError(
-        f"coarse is {name!r}; it must be 'sample', 'branch', 'half', 'branch:k' with a whole number k, or a "
-        "CoarseOperator"
+        f"coarse is {name!r}; it must be {', '.join(map(repr, COARSE_OPERATORS))}, 'branch:k' with a whole number k, "
+        "or a CoarseOperator"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from paradepth.depth.stack import Stack
@@ -11,7 +11,21 @@ if TYPE_CHECKING:
 
 class DepthExecutor(ABC):
     """Evaluates a `Stack`. Executors never own weights: changing one changes how depth is computed, not what it
-    computes."""
+    computes.
+
+    Attributes:
+        on_several_processes: whether processes may share the layers of the stack: then `run` looks at `stack.part`.
+    """
+
+    on_several_processes: ClassVar[bool] = False
+
+    def check(self, stack: Stack) -> None:
+        """Refuses a stack that the algorithm cannot solve.
+
+        Raises:
+            ValueError: what does not fit.
+        """
+        return
 
     @property
     def unit(self) -> int:

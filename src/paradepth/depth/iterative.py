@@ -42,6 +42,7 @@ class IterativeExecutor(DepthExecutor):
         measure: also measure the residual after the last iteration, at the cost of one layer an interval.
     """
 
+    on_several_processes = True
     last_counts = False  # whether `finish` is one of the iterations
 
     def __init__(
@@ -71,13 +72,6 @@ class IterativeExecutor(DepthExecutor):
     @abstractmethod
     def _begin(self, stack: Stack, chain: Chain, segment: Segment, first: State, previous: Any) -> Iteration:
         """The algorithm on a chain, with its first guess made."""
-
-    def check(self, stack: Stack) -> None:
-        """Refuses a stack that the algorithm cannot solve.
-
-        Raises:
-            ValueError: what does not fit.
-        """
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_previous"}  # a copy starts afresh

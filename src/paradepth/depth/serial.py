@@ -34,6 +34,8 @@ class Serial(DepthExecutor):
     True
     """
 
+    on_several_processes = True
+
     def __init__(self, *, checkpoint: bool = False) -> None:
         self.checkpoint = checkpoint
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paradepth.depth import Channel, DepthExecutor, Part, Serial, Stack, cut_into_parts
+from paradepth.depth import Channel, DepthExecutor, Part, Stack, cut_into_parts
 
 
 class Elsewhere(nn.Module):
@@ -49,12 +49,17 @@ def shard_depth(stack: Stack, row: Channel, *, executor: DepthExecutor | None = 
         executor: replaces the stack's executor.
 
     Raises:
-        ValueError: more processes than intervals, or a parameter that two processes would own.
+        ValueError: more processes than intervals, a parameter that two processes would own, or an executor for one
+            process.
     """
     if executor is not None:
         stack.executor = executor
     if row.size == 1:
         return
+    if not stack.executor.on_several_processes:
+        raise ValueError(
+            f"{type(stack.executor).__name__} evaluates the layers of one process, and {row.size} would share them"
+        )
     bounds = cut_into_parts(stack.depth, buffers=stack.buffer_layers, unit=stack.executor.unit, ranks=row.size)
     owners: dict[int, int] = {}
     for rank in range(row.size):
@@ -70,9 +75,7 @@ def shard_depth(stack: Stack, row: Channel, *, executor: DepthExecutor | None = 
         if n not in part.owned:
             stack.layers[n] = Elsewhere(stack.layers[n])
     stack.part = part
-    executor = stack.executor
-    if not isinstance(executor, Serial):
-        executor.check(stack)  # pyright: ignore[reportAttributeAccessIssue]
+    stack.executor.check(stack)
 
 
 def of_the_trunk(name: str) -> bool:

@@ -21,10 +21,15 @@ _MODEL_TYPES: dict[str, Any] = {}
 
 
 def register_model_type(name: str) -> Callable[[type], type]:
-    """Class decorator: makes `from_pretrained` build this class for configurations whose `model_type` is `name`."""
+    """Class decorator: makes `from_pretrained` build this class for configurations whose `model_type` is `name`.
+
+    Raises:
+        ValueError: when it is applied, if there is another class of that name.
+    """
 
     def add(cls: type) -> type:
-        assert name not in _MODEL_TYPES, f"model type {name} is registered twice"
+        if name in _MODEL_TYPES:
+            raise ValueError(f"there is a model type {name!r} already; take another name")
         _MODEL_TYPES[name] = cls
         return cls
 

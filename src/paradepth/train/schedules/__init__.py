@@ -1,7 +1,7 @@
 """Schedules: the order in which branches learn. One file each, behind one interface."""
 
 from paradepth.train.schedules.base import Annealing, Objective, Schedule
-from paradepth.train.schedules.build import SCHEDULES, build_schedule
+from paradepth.train.schedules.build import SCHEDULES, build_schedule, register_schedule
 from paradepth.train.schedules.cycle import Cycle
 from paradepth.train.schedules.joint import Joint
 from paradepth.train.schedules.one_pass import OnePass
@@ -17,4 +17,5 @@ __all__ = [
     "Schedule",
     "Stagewise",
     "build_schedule",
+    "register_schedule",
 ]
