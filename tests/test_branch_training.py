@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon": ("joint", {"optimiser": "muon", "ema": 0.9}),
     "accumulate": ("cycle", {"accumulate": 2, "branch_executor": "batched"}),
     "boosting": ("one_pass", {"aggregate": "sum", "prefix_weights": (1.0, 2.0, 3.0)}),
+    "gated": ("one_pass", {"aggregate": "gated", "gate_penalty": 0.2}),
     "frozen": ("stagewise-frozen", {"freeze": ("stem", "head")}),
     "plateau": ("stagewise-plateau", {"optimiser": "sgd", "learning_rate": 0.1}),
 }

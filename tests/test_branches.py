@@ -187,7 +187,7 @@ def test_published_shapes() -> None:
         (lambda: paradepth.create_model("vit_nano", branches=2), "serial model"),
         (lambda: paradepth.create_model("paraformer_nano", branches=0), "at least 1"),
         (lambda: paradepth.create_model("paraformer_nano", depth=0), "depth is 0"),
-        (lambda: paradepth.create_model("paraformer_nano", aggregate="mean"), "'residual' or 'sum'"),
+        (lambda: paradepth.create_model("paraformer_nano", aggregate="mean"), "'residual', 'sum' or 'gated'"),
         (lambda: paradepth.create_model("paraformer_nano", image_size=(4, 4, 4)), "image_size"),
         (lambda: paradepth.create_model("paraformer_nano", class_names=("a",)), "class names"),
         (lambda: classifier(branches=2)(images(), branches=3), "between 1 and 2"),

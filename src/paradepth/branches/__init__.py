@@ -5,6 +5,7 @@ from paradepth.branches.batched import Batched
 from paradepth.branches.branches import Aggregate, Branches
 from paradepth.branches.cached import TrunkCache
 from paradepth.branches.executor import BranchExecutor
+from paradepth.branches.gates import Gate
 from paradepth.branches.loop import Loop
 from paradepth.branches.named import BRANCH_EXECUTORS, branch_executor, choose_executor
 from paradepth.branches.threads import Threads
@@ -17,6 +18,7 @@ __all__ = [
     "BranchExecutor",
     "Branches",
     "Choice",
+    "Gate",
     "Loop",
     "Situation",
     "Threads",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from paradepth.branches.branches import Branches
+from paradepth.branches.gates import weighted
 from paradepth.depth import Stack
 from paradepth.nn import EncoderLayer, KeyValueCache, SourceLayer, TargetLayer
 
@@ -38,6 +39,12 @@ class TrunkCache:
 
     def __init__(self, trunk: Stack | Branches, *, branches: int | None = None) -> None:
         self.aggregate = trunk.aggregate if isinstance(trunk, Branches) else "residual"
+        if isinstance(trunk, Branches) and trunk.skip_below:
+            raise ValueError(
+                f"skip_below is {trunk.skip_below}; with keys and values remembered nothing is left out, set it to 0"
+            )
+        self.trunk = trunk
+        self.alphas_kB: Tensor | None = None  # of a joined state, whose gates read the source, for all tokens
         stacks = trunk.first(branches) if isinstance(trunk, Branches) else [trunk]
         self.stacks = [_StackCache(stack) for stack in stacks]
         self.length = 0
@@ -54,15 +61,33 @@ class TrunkCache:
         """
         y_BTD: Tensor = x[1] if isinstance(x, tuple) else x
         self.length += y_BTD.shape[1]
-        first, *rest = (cache.advance(x, *inputs) for cache in self.stacks)
+        outputs = (cache.advance(x, *inputs) for cache in self.stacks)
+        if self.aggregate == "gated":
+            state = y_BTD
+            for g_BTD, alpha in zip(outputs, self._gates(x, inputs), strict=True):
+                state = state + weighted(g_BTD - y_BTD, alpha)
+            return state
+        first, *rest = outputs
         for g_BTD in rest:
             first = first + (g_BTD - y_BTD if self.aggregate == "residual" else g_BTD)
         return first
+
+    def _gates(self, x: Any, inputs: tuple[Any, ...]) -> Tensor:
+        """α of the new tokens, (k, B, T), or of the samples, (k, B)."""
+        assert isinstance(self.trunk, Branches)
+        count = len(self.stacks)
+        if not isinstance(x, tuple):
+            return self.trunk.gates(x, *inputs, branches=count)
+        if self.alphas_kB is None:
+            self.alphas_kB = self.trunk.gates(x, *inputs, branches=count)
+        return self.alphas_kB
 
     def reorder(self, rows_B: Tensor) -> None:
         """Keeps the batch rows `rows_B`, in that order: a row may appear several times, as beams need it."""
         for cache in self.stacks:
             cache.reorder(rows_B)
+        if self.alphas_kB is not None:
+            self.alphas_kB = self.alphas_kB[:, rows_B]
 
 
 class _StackCache:

@@ -33,6 +33,8 @@ class _Evaluate:
     """Processes that share the branches, under torchrun; the others share the batches."""
     branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
     """How branches are evaluated."""
+    skip_below: float = 0.0
+    """Gated models: do not run a branch for samples whose gate is below this, and tell what that saves."""
     early_stop: float | None = None
     """Stop each sample of a classifier as soon as it is confident, and accept that loss of accuracy (0.01 is one
     percentage point): thresholds are found on the validation split. Writes early_stop.json into the run directory."""
@@ -101,6 +103,7 @@ def _evaluate(options: Sequence[str]) -> dict[str, Any]:
     )
 
 
+        skip_below=o.skip_below,
 def _early_stop(o: _Evaluate) -> dict[str, Any]:
     from paradepth.train.early_stop import early_stop_run
 
@@ -109,6 +112,8 @@ def _early_stop(o: _Evaluate) -> dict[str, Any]:
     return early_stop_run(
         o.run,
         tolerance=o.early_stop or 0.0,
+    if o.skip_below:
+        raise ValueError(f"skip_below is {o.skip_below}; early stop has its own rule for what is left out")
         split=o.split,
         branches=o.branches,
         data_dir=o.data_dir,

@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from paradepth.compress.step import Step, register
 from paradepth.models import TrunkModel
+from paradepth.models.sharing import check_unshared
 
 if TYPE_CHECKING:
     from paradepth.compress.workbench import Workbench
@@ -58,7 +59,11 @@ class Magnitude(Step):
             ) from error
         return cls(fraction)
 
+    def check(self, model: TrunkModel) -> None:
+        check_unshared(model.config, "magnitude prunes every layer's weights on their own")
+
     def apply(self, model: TrunkModel, bench: Workbench) -> TrunkModel:
+        self.check(model)
         scratch, pruned = copy.deepcopy(model), copy.deepcopy(model).eval()
         chosen = [(linear, "weight") for _, linear in trunk_linears(scratch)]
         prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=self.fraction)

@@ -20,6 +20,7 @@ from paradepth.compress.prefix import BranchCount
 from paradepth.compress.step import register
 from paradepth.depth import Stack
 from paradepth.models import TrunkModel
+from paradepth.models.sharing import check_unshared
 from paradepth.nn import EncoderLayer
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ class Merge(BranchCount):
                 f"merge is for layers of an encoder, and this model has a {type(strange).__name__}; prefix and subset "
                 "leave branches out instead"
             )
+        if model.config.aggregate == "gated":
+            raise ValueError(
+                "merge makes one branch of two, and in a gated model each has its own gate, for both of which no one "
+                "gate stands; prefix and subset leave branches out instead"
+            )
+        check_unshared(model.config, "merge gives branches new weights")
         kinds = len(set(model.config.branch_depths))
         if self.count < kinds:
             raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from paradepth.compress.importance import Attention, attentions, feed_forwards, importance
 from paradepth.compress.step import CountStep, register
 from paradepth.models import TrunkConfig, TrunkModel
+from paradepth.models.sharing import check_unshared
 from paradepth.nn import FeedForward
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _Structured(CountStep):
                 f"{self.name} makes layers of this package smaller, and this model's are those of the transformers "
                 "library; magnitude and quantisation apply to them"
             )
+        check_unshared(model.config, f"{self.name} keeps other {self.counted} in every layer")
         have = getattr(model.config, self.field)
         if self.count > have:
             raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paradepth.branches import Branches
+from paradepth.branches.gates import weighted
 from paradepth.compress.workbench import Workbench, at_least_float32
 from paradepth.depth.state import State, add, pack, subtract, total, unpack
 from paradepth.models import TrunkModel
@@ -60,6 +61,9 @@ class BranchSums:
         x, sides = self.model.embed(inputs)
         outputs = self.trunk.executor.outputs(list(self.trunk.branches), x, *sides)  # pyright: ignore[reportArgumentType]
         deltas = [subtract(pack(g), pack(x)) for g in outputs]
+        if self.trunk.aggregate == "gated":
+            alphas = self.trunk.gates(x, *sides)
+            deltas = [tuple(weighted(d, alpha) for d in delta) for delta, alpha in zip(deltas, alphas, strict=True)]
         batch = inputs, targets, x, deltas
         size = sum(part.numel() * part.element_size() for state in (pack(x), *deltas) for part in state)
         if size <= self.room:

@@ -210,8 +210,8 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed(task))
             depth = shape.branch_depths[-1] if branches else None
-            sums = have.aggregate == "sum"
-            return self.model.grow(branches, depth=depth, classes=classes, init="random" if sums else "zero")
+            cannot = have.aggregate == "sum" or have.share not in ("none", "depth")
+            return self.model.grow(branches, depth=depth, classes=classes, init="random" if cannot else "zero")
 
     def _trainer(self, model: ImageClassifier, task: SequenceTask) -> Trainer:
         o = task.config.optimiser_options

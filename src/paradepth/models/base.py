@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from paradepth.branches import Branches
+from paradepth.branches import Branches, Gate
 from paradepth.depth import Stack
 from paradepth.models.classes import carry_over, with_classes, without_classes
 from paradepth.models.initial import initialise_weights_
 from paradepth.models.pretrained import save_pretrained
 from paradepth.models.quantised import Quantisation
+from paradepth.models.sharing import check_starts_at_zero, tie_layers_
 from paradepth.nn import EncoderLayer
 
 
@@ -47,9 +48,13 @@ class TrunkModel(nn.Module):
             self.trunk: Stack | Branches = self._new_stack(config.depth)
         else:
             stacks = [self._new_stack(depth) for depth in config.branch_depths]
-            self.trunk = Branches(stacks, aggregate=config.aggregate)
+            gated = config.aggregate == "gated"
+            # The mean over a sample's tokens would tell those of a causal trunk what comes after them.
+            gates = [Gate(config.width, per="token" if self.causal else "sample") for _ in stacks] if gated else None
+            self.trunk = Branches(stacks, aggregate=config.aggregate, gates=gates)
         self.head = self._new_head()
         initialise_weights_(self, config.init_weights, deep_init=config.layers if config.deep_init else None)
+        tie_layers_(self, config.share)
 
     @abstractmethod
     def _new_stem(self) -> Any:
@@ -151,6 +156,22 @@ class TrunkModel(nn.Module):
         delta = delta[-1] if isinstance(delta, tuple) else delta
         return delta.flatten(2).norm(dim=-1) / last.flatten(1).norm(dim=-1)
 
+    def gates(self, inputs: Any, *, branches: int | None = None) -> Tensor:
+        """α_1 … α_k of the first `branches` branches (default: all) for each sample, (k, B), or of a causal model for
+        each token, (k, B, T); aggregate "gated".
+
+        Raises:
+            ValueError: a model without gates.
+
+        >>> from paradepth import create_model
+        >>> model = create_model("paraformer_nano", branches=3, depth=1, aggregate="gated")
+        >>> model.gates(torch.rand(2, 3, 32, 32)).tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+        """
+        trunk = self._branches("gates")
+        x, sides = self.embed(inputs)
+        return trunk.gates(x, *sides, branches=branches)
+
     def parts(self) -> dict[str, nn.Module]:
         """The parts that schedules treat as one: "stem", "branch1" … "branchn" (or "trunk"), "head"."""
         if isinstance(self.trunk, Branches):
@@ -228,7 +249,8 @@ class TrunkModel(nn.Module):
 
         Raises:
             ValueError: nothing to add; branches for a serial model; classes for a model that has none, or that
-                collide; "zero" with aggregate "sum" (where a branch cannot add nothing); or a quantised model.
+                collide; "zero" with aggregate "sum" or layers that the old branches use as well (where a branch cannot
+                add nothing); or a quantised model.
 
         >>> from paradepth import create_model
         >>> model = create_model("paraformer_nano", branches=2, depth=2, num_classes=2, class_names=("cat", "dog"))
@@ -253,6 +275,8 @@ class TrunkModel(nn.Module):
                 raise ValueError(
                     "aggregate 'sum' adds the input once per branch, so a new branch changes outputs; use init='random'"
                 )
+            if init == "zero":
+                check_starts_at_zero(config.share, "init='random'")
             config = config.with_branches(config.branch_depths + (depth or config.depth,) * branches)
         new = self._resized(with_classes(config, classes, model_type=self.model_type))
         if branches and init == "zero":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from paradepth.branches import Branches
+from paradepth.branches.gates import weighted
 from paradepth.depth import Stack
 from paradepth.models.base import TrunkModel
 from paradepth.models.image_classifier import ImageClassifier
@@ -79,13 +80,16 @@ class EarlyStop:
         trunk = self.model.trunk
         assert isinstance(trunk, Branches)
         x_ATD, sides = self.model.embed(inputs)
+        gates_nA = trunk.gates(x_ATD, *sides) if trunk.aggregate == "gated" else None
         state_ATD, left_A = x_ATD, torch.arange(len(x_ATD), device=x_ATD.device)
         used_B = torch.zeros_like(left_A)
         logits_BN: Tensor | None = None
         branches: list[Stack] = trunk.first(None)
         for i, (branch, threshold) in enumerate(zip(branches, (*self.thresholds, 0.0), strict=True)):
             g_ATD = branch(x_ATD, *sides)
-            if i == 0:
+            if gates_nA is not None:
+                state_ATD = state_ATD + weighted(g_ATD - x_ATD, gates_nA[i])
+            elif i == 0:
                 state_ATD = g_ATD
             else:
                 state_ATD = state_ATD + (g_ATD - x_ATD if trunk.aggregate == "residual" else g_ATD)
@@ -102,6 +106,7 @@ class EarlyStop:
                 on_A = ~done_A
                 B = len(left_A)
                 x_ATD, state_ATD, left_A = x_ATD[on_A], state_ATD[on_A], left_A[on_A]
+                gates_nA = None if gates_nA is None else gates_nA[:, on_A]
                 inputs = tuple(part[on_A] for part in inputs) if isinstance(inputs, tuple) else inputs[on_A]
                 sides = tuple(side[on_A] if isinstance(side, Tensor) and len(side) == B else side for side in sides)
         assert logits_BN is not None

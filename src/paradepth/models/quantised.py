@@ -24,6 +24,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from paradepth.models.sharing import check_unshared
+
 Method = Literal["int8", "int8_dynamic", "int4"]
 GROUP = 32  # inputs that share a scale, of 4-bit integers
 _LARGEST = 127  # of a table's integers
@@ -135,11 +137,13 @@ def check_quantise(model: Any) -> None:
     """Refuses a model that cannot be quantised, before any work; it may be one without weights, on the meta device.
 
     Raises:
-        ValueError: it is quantised already, not in float32, shared between processes, or torchao is not installed.
+        ValueError: it is quantised already, not in float32, shared between processes, has layers that share weights,
+            or torchao is not installed.
     """
     if model.quantisation is not None:
         raise ValueError(f"the model is quantised already ({model.quantisation.method}); quantise the one before")
     model.check_whole()
+    check_unshared(model.config, "quantising gives every layer integers of its own")
     others = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if others:
         raise ValueError(f"the model has weights in {others.pop()}; models are quantised from torch.float32")

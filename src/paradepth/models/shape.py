@@ -9,6 +9,7 @@ from typing import Self
 
 from paradepth.branches import Aggregate
 from paradepth.models.initial import InitWeights, check_init_weights
+from paradepth.models.sharing import Share, check_share
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TrunkConfig:
         head_width: width of an attention head; None is width / heads, which is then a whole number.
         branches: number of branches; 0 makes the trunk a serial stack.
         depth: layers of each branch, or of the stack; of the first branch where `depths` says that they differ.
-        aggregate: how branches are added up, "residual" or "sum".
+        aggregate: how branches are added up, "residual", "sum" or "gated".
         bias: whether linear maps have biases.
         dropout, attention_dropout: probabilities.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
@@ -28,6 +29,8 @@ class TrunkConfig:
         deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
         init_weights: how fresh weights are drawn, see `initialise_weights_`.
         depths: layers of each branch where they differ; None where every branch has `depth` of them.
+        share: which layers share their weights: "none", "branches", "depth", "attention" or "mlp", see
+            `paradepth.models.sharing`.
 
     Raises:
         ValueError: naming the field, its value and what is allowed; what a layer or a stack can tell for itself is
@@ -49,10 +52,12 @@ class TrunkConfig:
     deep_init: bool = False
     init_weights: InitWeights = "default"
     depths: tuple[int, ...] | None = None
+    share: Share = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "buffers", tuple(self.buffers))
         check_init_weights(self.init_weights)
+        check_share(self.share, self.branches)
         for name, least in (("branches", 0), ("depth", 1), ("width", 1), ("mlp", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")

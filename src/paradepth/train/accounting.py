@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from paradepth.branches import Branches
 from paradepth.models import TrunkModel
+from paradepth.models.sharing import own_parameters
 from paradepth.train.budget import Budget
 from paradepth.train.schedules import Objective
 
@@ -63,13 +64,13 @@ def update_cost(model: TrunkModel, objective: Objective, trainable: Collection[s
 
 
 def part_sizes(model: TrunkModel) -> dict[str, int]:
-    """Number of parameters of each part of a model.
+    """Number of parameters of each part of a model; those that several parts use count in the first of them.
 
     >>> from paradepth import create_model
     >>> list(part_sizes(create_model("paraformer_nano", branches=2)))
     ['stem', 'branch1', 'branch2', 'head']
     """
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    return {name: sum(p.numel() for p in own) for name, own in own_parameters(model).items()}
 
 
 def start_fields(

@@ -125,6 +125,7 @@ def check_options(config: Config) -> None:
         ("betas", o.betas, len(o.betas) == 2 and all(0 <= b < 1 for b in o.betas), "two numbers, at least 0, below 1"),
         ("weight_decay", o.weight_decay, 0 <= o.weight_decay < float("inf"), "at least 0"),
         ("clip", o.clip, o.clip >= 0, "at least 0 (0 does not clip)"),
+        ("gate_penalty", o.gate_penalty, 0 <= o.gate_penalty < float("inf"), "at least 0"),
         ("label_smoothing", o.label_smoothing, 0 <= o.label_smoothing < 1, "at least 0 and below 1"),
         ("ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
         *((f"{p}_rate", r, 0 <= r < float("inf"), "at least 0") for p, r in o.part_rates().items()),

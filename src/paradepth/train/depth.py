@@ -26,6 +26,7 @@ from paradepth.depth import (
     lipschitz,
 )
 from paradepth.distributed import World, assign_branches, process_count, shard_branches, shard_depth
+from paradepth.models.sharing import check_unshared
 from paradepth.train.config import BranchOptions, DepthOptions
 
 T = TypeVar("T")
@@ -108,6 +109,8 @@ def check_depth(model: Any, options: DepthOptions, processes: int, branches: Bra
     """
     executor, stack = build_executor(options), model.trunk
     if not isinstance(stack, Stack):
+    if processes > 1:
+        check_unshared(model.config, f"{processes} processes cannot share layers or branches that use the same weights")
         if options != DepthOptions():
             raise ValueError(
                 f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model has "
@@ -178,7 +181,9 @@ class DepthRun:
             self.stack.executor = self.executor
             shard_depth(self.stack, world.row)
         if self.shared:
-            self.owned = list(trunk.parameters())
+            # Gates read what every process has, and each process has all of them.
+            common = {id(p) for p in trunk.gate_parameters()} if isinstance(trunk, Branches) else set()
+            self.owned = [p for p in trunk.parameters() if id(p) not in common]
         if self.stack is not None and options.control:
             assert isinstance(self.executor, IterativeExecutor)
             self.controller = build_controller(self.executor, options)

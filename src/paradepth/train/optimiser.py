@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paradepth.models.sharing import own_parameters
 from paradepth.train.config import OptimiserOptions
 
 
@@ -26,9 +27,9 @@ class Optimiser:
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "sgd": []}
         rest = "sgd" if options.optimiser == "sgd" else "adamw"
-        for part, module in model.parts().items():  # pyright: ignore[reportCallIssue]
+        for part, own in own_parameters(model).items():
             kinds: dict[tuple[str, float], list[nn.Parameter]] = {}
-            for parameter in module.parameters():
+            for parameter in own:
                 matrix = parameter.dim() == 2
                 hidden = part not in ("stem", "head")  # Muon is for hidden matrices; embeddings and outputs take AdamW
                 kind = "muon" if options.optimiser == "muon" and matrix and hidden else rest

@@ -20,7 +20,7 @@ class ModelOptions:
         head_width: width of an attention head, where it is not width / heads: of a model whose heads were pruned.
         patch_size: patch height and width in pixels.
         embedding: of a patch, by one linear map or by convolutions (they learn small images in fewer passes).
-        aggregate: how branches are added up.
+        aggregate: how branches are added up: residual, x + Σ δ; sum, Σ (x + δ); gated, x + Σ α(x) δ.
         pool: mean over tokens, the first one (of images a class token) or, for texts, the last.
         dropout: probability in embedding, attention output and MLP.
         attention_dropout: probability for attention weights.
@@ -32,6 +32,8 @@ class ModelOptions:
         context: tokens that a model of texts sees at most.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
         buffers: numbers of first and of last layers that take h = 1.
+        share: layers that share their weights: none; branches, those at the same place of each branch; depth, those of
+            a branch or of a serial stack; attention or mlp, these parts of all layers.
     """
 
     model: str = "paraformer_nano"
@@ -43,7 +45,7 @@ class ModelOptions:
     head_width: int | None = None
     patch_size: int | None = None
     embedding: Literal["linear", "convolutions"] | None = None
-    aggregate: Literal["residual", "sum"] | None = None
+    aggregate: Literal["residual", "sum", "gated"] | None = None
     pool: Literal["mean", "cls", "last"] | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
@@ -55,6 +57,7 @@ class ModelOptions:
     step: float | None = None
     buffers: tuple[int, int] | None = None
     depths: tuple[int, ...] | None = None
+    share: Literal["none", "branches", "depth", "attention", "mlp"] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class OptimiserOptions:
         decay: cosine to zero, constant after the warm-up, or falling as 1/√step after it.
         clip: largest gradient norm; 0 does not clip.
         label_smoothing: of the cross-entropy.
+        gate_penalty: aggregate gated: the mean of the gates times this is added to the loss, so that branches that are
+            of little use to a sample end up with gates near 0.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is off.
         stem_rate, trunk_rate, head_rate: factors on the learning rate of these parts.
         freeze: parts that do not learn: stem, trunk, branch1, branch2 …, head; head:N is a classifier's head except for
@@ -181,6 +186,7 @@ class OptimiserOptions:
     decay: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
     clip: float = 1.0
     label_smoothing: float = 0.0
+    gate_penalty: float = 0.0
     ema: float = 0.0
     stem_rate: float = 1.0
     trunk_rate: float = 1.0

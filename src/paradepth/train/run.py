@@ -243,6 +243,10 @@ def _prepare(config: Config, world: World, *, assets: Path | None = None) -> _Pa
     s: ScheduleOptions = config.schedule_options
     if task.shape.branches == 0 and s.schedule != "joint":
         raise ValueError(f"schedule {s.schedule!r} needs a model with branches, and {m.model} is serial; use joint")
+    if o.gate_penalty and getattr(task.shape, "aggregate", None) != "gated":
+        raise ValueError(
+            f"gate_penalty is {o.gate_penalty}, and this model has no gates; take branches and aggregate gated"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         model = task.new_model()

@@ -28,13 +28,22 @@ class TrainStep(nn.Module):
     Args:
         model: the model.
         label_smoothing: of the cross-entropy.
+        gate_penalty: times the mean of the gates of the prefix's branches, it is added to the loss; of a gated model.
         autocast: dtype of autocast, or None.
     """
 
-    def __init__(self, model: TrunkModel, *, label_smoothing: float = 0.0, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: TrunkModel,
+        *,
+        label_smoothing: float = 0.0,
+        gate_penalty: float = 0.0,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.gate_penalty = gate_penalty
         self.autocast = autocast
 
     def forward(self, inputs: Any, targets: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -49,8 +58,10 @@ class TrainStep(nn.Module):
             else:
                 logits_nBN = self.model.prefix_logits(inputs, branches=objective.prefix, detach=objective.detach)
                 weights = objective.weights
+            loss = torch.zeros((), device=targets.device)
+            if self.gate_penalty:
+                loss = loss + self.gate_penalty * self.model.gates(inputs, branches=objective.prefix).mean()
         total = sum(weights)
-        loss = torch.zeros((), device=targets.device)
         flat_B = targets.flatten()
         count = (flat_B != IGNORED).sum().clamp(min=1)
         logits_nBN = logits_nBN.float()  # also for argmax, which is slow in half precision on CPUs

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paradepth.distributed import World, clip_gradients, gather_tensors, reduce_gradients
 from paradepth.models import TrunkModel
+from paradepth.models.sharing import own_parameters
 from paradepth.nn import set_dropout_key
 from paradepth.train import learning
 from paradepth.train.accounting import Cost, part_sizes, update_cost
@@ -241,15 +242,16 @@ class Trainer:
         if self._step_module is not None:
             return self._step_module
         trainable = learning.trainable(self.schedule, self.config.optimiser_options)
-        for name, part in self.model.parts().items():
-            part.requires_grad_(name in trainable)
-            if name not in trainable:
-                for parameter in part.parameters():
+        for name, own in own_parameters(self.model).items():
+            for parameter in own:
+                parameter.requires_grad_(name in trainable)
+                if name not in trainable:
                     parameter.grad = None
         held = learning.held_classes(self.config.optimiser_options)
         self._held = None if held is None else learning.HeldClasses(self.model.head, held)
         smoothing = self.config.optimiser_options.label_smoothing
-        step: Any = TrainStep(self.model, label_smoothing=smoothing, autocast=self.autocast)
+        penalty = self.config.optimiser_options.gate_penalty
+        step: Any = TrainStep(self.model, label_smoothing=smoothing, gate_penalty=penalty, autocast=self.autocast)
         if self.config.run_options.compile:
             torch.compiler.reset()  # a graph traced before the change would keep the old gradient paths
             torch._dynamo.config.recompile_limit = max(8, 2 * self.model.prefixes + 2)

@@ -9,6 +9,7 @@ from paradepth.branches import Branches, choose_executor
 from paradepth.distributed import join_world, shard_branches
 from paradepth.models import TrunkModel, from_pretrained
 from paradepth.train.evaluate import evaluate
+from paradepth.train.gates import routing_fields
 from paradepth.train.run import read_run_config
 from paradepth.train.tasks import load_data
 
@@ -22,6 +23,7 @@ def evaluate_run(
     device: str = "auto",
     branch_processes: int = 1,
     branch_executor: str = "loop",
+    skip_below: float = 0.0,
 ) -> dict[str, Any]:
     """Loss and accuracy of a finished run on a split of its data, and what else its task measures.
 
@@ -35,16 +37,21 @@ def evaluate_run(
         device: "auto", "cpu" or "cuda".
         branch_processes: processes that share the branches; the others share the batches.
         branch_executor: how branches are evaluated: "loop", "batched", "threads" or "auto".
+        skip_below: of a gated model: a branch is not run for samples whose gate is below this; the result then also
+            says how many branches were run, see `routing_fields`.
 
     Raises:
         ValueError: not a finished run, a split that the data do not have, more branches than it has, no data,
-            branches that so many processes cannot share, or a branch executor for a serial stack.
+            branches that so many processes cannot share, a branch executor for a serial stack, or branches to be
+            left out by a model without gates or in a way that does not go with the other options.
     """
     config = read_run_config(run_dir)
     model: TrunkModel = from_pretrained(run_dir)
     if branches is not None:
         model = model.truncate(branches)
     choose_executor(model.trunk, branch_executor)
+    if skip_below:
+        _leave_out(model, skip_below, branch_executor, branch_processes)
     if data_dir is not None:
         config = config.replace(data_dir=data_dir)
     parameters = sum(p.numel() for p in model.parameters())
@@ -58,6 +65,7 @@ def evaluate_run(
         if isinstance(model.trunk, Branches):
             shard_branches(model.trunk, world.row)
         result = evaluate(model, task, split, world=world)
+        routing = routing_fields(model, task, split, world=world) if skip_below else {}
     return {
         "run": str(run_dir),
         "split": split,
@@ -68,4 +76,21 @@ def evaluate_run(
         **task.measures(result.loss, split),
         **result.scores,
         **outputs,
+        **routing,
     }
+
+
+def _leave_out(model: TrunkModel, skip_below: float, branch_executor: str, branch_processes: int) -> None:
+    if not isinstance(model.trunk, Branches):
+        raise ValueError(f"skip_below is {skip_below}, and this run's model is a serial stack: it has no branches")
+    if branch_executor != "loop" or branch_processes != 1:
+        raise ValueError(
+            f"skip_below is {skip_below}: every branch then has a batch of its own, and they are evaluated one after "
+            f"another by one process; branch_executor is {branch_executor!r} and branch_processes {branch_processes}"
+        )
+    if model.model_type == "translator":
+        raise ValueError(
+            f"skip_below is {skip_below}; translations are made with keys and values of all branches remembered, and "
+            "leaving some out is for models that read their input once: classifiers, taggers, masked language models"
+        )
+    model.trunk.skip_below = skip_below

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from paradepth.models.sharing import check_starts_at_zero
 from paradepth.train.schedules.base import Annealing, Objective, Schedule, check_weights
 
 Predecessors = Literal["free", "slow", "frozen"]
@@ -131,6 +132,7 @@ class Stagewise(Schedule):
             raise ValueError(
                 "aggregate 'sum' adds the input once per branch, so no branch can start at zero; set new_branch=random"
             )
+        check_starts_at_zero(model.config.share, "new_branch=random")  # pyright: ignore[reportAttributeAccessIssue]
         for part in list(model.parts().values())[2:-1]:  # pyright: ignore[reportCallIssue]
             part.zero_output_()
 

@@ -17,6 +17,7 @@ from paradepth.distributed import World
 from paradepth.models import TrunkModel, list_models, model_class, model_config
 from paradepth.train.config import Config
 from paradepth.train.evaluate import evaluate
+from paradepth.train.gates import gate_fields
 
 EVERY_TASK_TAKES = ("data", "data_dir", "validation_fraction", "train_fraction")  # options of the data group
 
@@ -199,6 +200,7 @@ class Task(ABC):
             "loss": result.loss,
             "accuracy": result.accuracy,
             "contribution": result.contribution,
+            **gate_fields(model, self, split),
             **self.measures(result.loss, split),
             **result.scores,
             **self.outputs(model, split),

@@ -20,9 +20,11 @@ from paradepth.data.tokenizer import FILE, Tokenizer, check_vocabulary, load_tok
 from paradepth.distributed import World
 from paradepth.models import HFClassifier, SequenceClassifier, model_config
 from paradepth.models.hf_classifier import hf_config
+from paradepth.train.calibration import calibration_error
 from paradepth.train.config import Config
 from paradepth.train.depth import depth_processes
 from paradepth.train.evaluate import evaluate
+from paradepth.train.gates import gate_fields
 from paradepth.train.tasks.base import Task
 
 
@@ -145,7 +147,9 @@ class ClassifyTask(Task):
             "samples": len(chosen),
             "loss": result.loss,
             "accuracy": result.accuracy,
+            "calibration_error": calibration_error(p_nMN, chosen.labels_N),
             "contribution": result.contribution,
+            **gate_fields(model, self, split),
             **result.scores,
             "confusion": pairs_M.bincount(minlength=N * N).view(N, N).tolist(),
             "class_names": list(self.data.class_names),

@@ -22,7 +22,9 @@ from paradepth.data.images import ImageData, ImageSplit, load_images
 from paradepth.data.sources import DATA_NAMES
 from paradepth.distributed import World
 from paradepth.models import ImageClassifier
+from paradepth.train.calibration import calibration_error
 from paradepth.train.config import Config
+from paradepth.train.gates import gate_fields
 from paradepth.train.tasks.base import Task
 
 
@@ -122,7 +124,9 @@ class ImageTask(Task):
             "samples": len(samples),
             "loss": loss_n.tolist(),
             "accuracy": right_nB.double().mean(dim=1).tolist(),
+            "calibration_error": calibration_error(log_p_nBN.exp(), samples.labels_N),
             "contribution": contribution_nB.double().mean(dim=1).tolist(),
+            **gate_fields(model, self, split),
             "confusion": confusion.tolist(),
             "class_names": list(self.data.class_names),
             "examples": [
