@@ -100,20 +100,20 @@ def _evaluate(options: Sequence[str]) -> dict[str, Any]:
         device=o.device,
         branch_processes=o.branch_processes,
         branch_executor=o.branch_executor,
+        skip_below=o.skip_below,
     )
 
 
-        skip_below=o.skip_below,
 def _early_stop(o: _Evaluate) -> dict[str, Any]:
     from paradepth.train.early_stop import early_stop_run
 
     if o.branch_processes != 1:
         raise ValueError(f"branch_processes is {o.branch_processes}; early stop evaluates branches one after another")
+    if o.skip_below:
+        raise ValueError(f"skip_below is {o.skip_below}; early stop has its own rule for what is left out")
     return early_stop_run(
         o.run,
         tolerance=o.early_stop or 0.0,
-    if o.skip_below:
-        raise ValueError(f"skip_below is {o.skip_below}; early stop has its own rule for what is left out")
         split=o.split,
         branches=o.branches,
         data_dir=o.data_dir,

@@ -108,9 +108,9 @@ def check_depth(model: Any, options: DepthOptions, processes: int, branches: Bra
             makes no sense.
     """
     executor, stack = build_executor(options), model.trunk
-    if not isinstance(stack, Stack):
     if processes > 1:
         check_unshared(model.config, f"{processes} processes cannot share layers or branches that use the same weights")
+    if not isinstance(stack, Stack):
         if options != DepthOptions():
             raise ValueError(
                 f"executor {options.executor!r} and its options are for a serial stack (branches 0); this model has "
