@@ -75,6 +75,11 @@ class Merge(BranchCount):
                 f"merge is for layers of an encoder, and this model has a {type(strange).__name__}; prefix and subset "
                 "leave branches out instead"
             )
+        if model.config.mixing == "static":
+            raise ValueError(
+                "merge aligns attention heads, and this model mixes tokens by static matrices; prefix and subset leave "
+                "branches out instead"
+            )
         if model.config.aggregate == "gated":
             raise ValueError(
                 "merge makes one branch of two, and in a gated model each has its own gate, for both of which no one "

@@ -93,6 +93,14 @@ class Heads(_Structured):
     counted = "heads"
     field = "heads"
 
+    def check(self, model: TrunkModel) -> None:
+        super().check(model)
+        if model.config.mixing == "static":
+            raise ValueError(
+                "heads are pruned where all layers have attention, and this model mixes tokens by static matrices; "
+                "neurons and magnitude apply to it"
+            )
+
     def shape(self, config: Any) -> Any:
         if self.count == config.heads:
             return config

@@ -47,7 +47,8 @@ class TrunkModel(nn.Module):
         if config.branches == 0:
             self.trunk: Stack | Branches = self._new_stack(config.depth)
         else:
-            stacks = [self._new_stack(depth) for depth in config.branch_depths]
+            depths = config.branch_depths
+            stacks = [self._new_stack(depth, sum(depths[:i])) for i, depth in enumerate(depths)]
             gated = config.aggregate == "gated"
             # The mean over a sample's tokens would tell those of a causal trunk what comes after them.
             gates = [Gate(config.width, per="token" if self.causal else "sample") for _ in stacks] if gated else None
@@ -64,23 +65,34 @@ class TrunkModel(nn.Module):
     def _new_head(self) -> Any:
         """States (…, T, D) to logits, leading dimensions passed through; has `flops(tokens)`."""
 
-    def _new_stack(self, depth: int) -> Stack:
+    def _new_stack(self, depth: int, first: int = 0) -> Stack:
+        """A fresh stack of `depth` layers, of which the first has the number `first` in the trunk."""
         c = self.config
-        layers = [
-            EncoderLayer(
-                c.width,
-                heads=c.heads,
-                head_width=c.head_width,
-                mlp=c.mlp,
-                bias=c.bias,
-                dropout=c.dropout,
-                attention_dropout=c.attention_dropout,
-                causal=self.causal,
-                deep_init=c.layers if c.deep_init else None,
-            )
-            for _ in range(depth)
-        ]
+        static = [c.mixing_of(number) == "static" for number in range(first, first + depth)]
+        layers = [self._new_layer(mixing="static") if is_static else self._new_layer() for is_static in static]
         return Stack(layers, step=c.step, buffers=c.buffers)
+
+    def _new_layer(self, **options: Any) -> nn.Module:
+        """A fresh layer of the trunk; a model with layers of its own replaces it.
+
+        Args:
+            options: of `EncoderLayer`, of a layer that differs from the others.
+        """
+        c = self.config
+        if options.get("mixing") == "static":
+            options |= {"tokens": self.stem.tokens, "mixing_rank": c.mixing_rank}
+        return EncoderLayer(
+            c.width,
+            heads=c.heads,
+            head_width=c.head_width,
+            mlp=c.mlp,
+            bias=c.bias,
+            dropout=c.dropout,
+            attention_dropout=c.attention_dropout,
+            causal=self.causal,
+            deep_init=c.layers if c.deep_init else None,
+            **options,
+        )
 
     @property
     def prefixes(self) -> int:
@@ -214,8 +226,7 @@ class TrunkModel(nn.Module):
                 f"branches is {chosen}; it must be at least one of 0 to {len(trunk) - 1}, each at most once"
             )
         self.check_whole()
-        depths = self.config.branch_depths
-        new = type(self)(self.config.with_branches([depths[index] for index in chosen]))
+        new = type(self)(self.config.with_chosen(chosen))
         parameter = next(self.parameters())
         new = new.to(device=parameter.device, dtype=parameter.dtype)
         stem, *stacks, head = self.parts().values()
@@ -304,7 +315,6 @@ class TrunkModel(nn.Module):
             config = config.with_branches(config.branch_depths[:left])
         return self._resized(without_classes(config, classes, model_type=self.model_type))
 
-    @torch.no_grad()
     def _resized(self, config: Any) -> Self:
         """A model of shape `config` with the weights of this one, as far as both have them."""
         self.check_whole()

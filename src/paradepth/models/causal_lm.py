@@ -131,7 +131,8 @@ class CausalLM(TrunkModel):
                 position, so that texts of several lengths can be read together. Any token will do.
 
         Raises:
-            ValueError: a number of branches that the model does not have.
+            ValueError: a number of branches that the model does not have, or padding for a model with static mixing,
+                whose matrices know tokens by their places.
 
         >>> model = CausalLM(CausalLMConfig(context=16, width=16, mlp=32, branches=3, depth=1)).eval()
         >>> tokens, cache = torch.randint(256, (2, 9)), model.new_cache(branches=2)
@@ -141,6 +142,11 @@ class CausalLM(TrunkModel):
         """
         if not isinstance(self.trunk, Branches) and branches not in (None, 1):
             self._branches(f"branches={branches}")
+        if padding is not None and self.config.mixing == "static":
+            raise ValueError(
+                "padding is given, and this model mixes tokens by matrices that know them by their places; read texts "
+                "of several lengths one at a time"
+            )
         return TextCache(TrunkCache(self.trunk, branches=branches), padding)
 
     def forward(

@@ -128,7 +128,8 @@ def generate_stream(
         first: number of the first row, which its draws depend on: prompts that are taken in parts with their numbers
             get what they get together.
         branches: use the first branches only (default: all).
-        cached: False reads the whole window anew for every token, each row by itself: much slower, and the same.
+        cached: False reads the whole window anew for every token, each row by itself: much slower, and the same. So it
+            is for prompts of several lengths where the model has static mixing.
 
     Returns:
         An iterator of pieces, one for every new token, those of a position in the order of the rows.
@@ -163,6 +164,8 @@ def generate_stream(
             )
         rows.append(_Row(number, tokens, TextStream(tokenizer, stop=stops, before=tokens[-_BEFORE:])))
     sampling = Sampling(temperature, top_k, top_p, seed)
+    if model.config.mixing == "static" and len({len(row.window) for row in rows}) > 1:
+        cached = False  # such a model knows tokens by their places, so windows of several lengths are read apart
     model.new_cache(branches=branches)  # refuses branches that the model does not have
     return _stream(_Reader(model, branches, cached), rows, sampling, max_tokens, first)
 

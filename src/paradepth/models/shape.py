@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from paradepth.branches import Aggregate
 from paradepth.models.initial import InitWeights, check_init_weights
 from paradepth.models.sharing import Share, check_share
+from paradepth.nn.static_mixing import Mixing, check_mixing
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class TrunkConfig:
         deep_init: scale value, output and MLP projections by √(log 2L), L the number of layers in the trunk.
         init_weights: how fresh weights are drawn, see `initialise_weights_`.
         depths: layers of each branch where they differ; None where every branch has `depth` of them.
+        mixing: what mixes the tokens, "attention" or "static", matrices that do not depend on the input.
+        static_layers: the layers that "static" is of, numbers within the trunk, counted from 0 through one branch after
+            the other; the rest have attention. None is all of them.
+        mixing_rank: rank of factorised static matrices; None has full ones.
         share: which layers share their weights: "none", "branches", "depth", "attention" or "mlp", see
             `paradepth.models.sharing`.
 
@@ -52,6 +57,9 @@ class TrunkConfig:
     deep_init: bool = False
     init_weights: InitWeights = "default"
     depths: tuple[int, ...] | None = None
+    mixing: Mixing = "attention"
+    static_layers: tuple[int, ...] | None = None
+    mixing_rank: int | None = None
     share: Share = "none"
 
     def __post_init__(self) -> None:
@@ -64,15 +72,42 @@ class TrunkConfig:
         buffers = self.buffers
         if len(buffers) != 2 or not all(isinstance(number, int) and number >= 0 for number in buffers):
             raise ValueError(f"buffers is {buffers}; it must be two numbers of layers (first, last), each at least 0")
-        if self.depths is None:
+        if self.depths is not None:
+            depths = tuple(self.depths)
+            if len(depths) != self.branches or not all(isinstance(number, int) and number >= 1 for number in depths):
+                raise ValueError(
+                    f"depths is {depths}; it must be {self.branches} numbers, the layers of each branch, at least 1"
+                )
+            object.__setattr__(self, "depth", depths[0])
+            object.__setattr__(self, "depths", depths if len(set(depths)) > 1 else None)
+        self._check_mixing()
+
+    def _check_mixing(self) -> None:
+        check_mixing(self.mixing)
+        for name in ("static_layers", "mixing_rank"):
+            if self.mixing == "attention" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)}; it means nothing to mixing 'attention'")
+        if self.mixing_rank is not None and self.mixing_rank < 1:
+            raise ValueError(f"mixing_rank is {self.mixing_rank}; it must be at least 1")
+        if self.static_layers is None:
             return
-        depths = tuple(self.depths)
-        if len(depths) != self.branches or not all(isinstance(number, int) and number >= 1 for number in depths):
+        if self.share != "none":
             raise ValueError(
-                f"depths is {depths}; it must be {self.branches} numbers, the layers of each branch, at least 1"
+                f"static_layers is {tuple(self.static_layers)}, and layers share weights (share {self.share!r}); only "
+                "all of them can be static"
             )
-        object.__setattr__(self, "depth", depths[0])
-        object.__setattr__(self, "depths", depths if len(set(depths)) > 1 else None)
+        chosen = tuple(sorted(self.static_layers))
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(self.layers)):
+            raise ValueError(
+                f"static_layers is {tuple(self.static_layers)}; it must be at least one of 0 to {self.layers - 1}, "
+                "each at most once"
+            )
+        object.__setattr__(self, "static_layers", chosen if len(chosen) < self.layers else None)
+
+    def mixing_of(self, layer: int) -> Mixing:
+        """What mixes the tokens in a layer, counted from 0 through the trunk."""
+        chosen = self.static_layers is None or layer in self.static_layers
+        return "static" if self.mixing == "static" and chosen else "attention"
 
     @property
     def branch_depths(self) -> tuple[int, ...]:
@@ -85,10 +120,34 @@ class TrunkConfig:
         return sum(self.branch_depths)
 
     def with_branches(self, depths: Sequence[int]) -> Self:
-        """The same shape with branches of so many layers.
+        """The same shape with branches of so many layers. Where some layers have static mixing, they keep their
+        numbers, and new ones have attention; where all have, new ones have as well.
 
         >>> config = TrunkConfig(branches=2, depth=2).with_branches([2, 2, 1])
         >>> config.branches, config.depths, config.layers, config.with_branches([1, 1]).depths
         (3, (2, 2, 1), 5, None)
         """
-        return dataclasses.replace(self, branches=len(depths), depths=tuple(depths))
+        changes: dict[str, Any] = {"branches": len(depths), "depths": tuple(depths)}
+        if self.static_layers is not None:
+            changes |= _static(n for n in self.static_layers if n < sum(depths))
+        return dataclasses.replace(self, **changes)
+
+    def with_chosen(self, branches: Sequence[int]) -> Self:
+        """The same shape with some of its branches, numbers counted from 0, in the order given.
+
+        >>> config = TrunkConfig(branches=3, depth=2, mixing="static", static_layers=(1, 4))
+        >>> config.with_chosen([2, 0]).static_layers, config.with_chosen([1]).mixing
+        ((0, 3), 'attention')
+        """
+        depths = self.branch_depths
+        changes: dict[str, Any] = {"branches": len(branches), "depths": tuple(depths[i] for i in branches)}
+        if self.static_layers is not None:
+            numbers = [n for i in branches for n in range(sum(depths[:i]), sum(depths[: i + 1]))]
+            changes |= _static(place for place, n in enumerate(numbers) if n in self.static_layers)
+        return dataclasses.replace(self, **changes)
+
+
+def _static(layers: Iterable[int]) -> dict[str, Any]:
+    """The options that give these layers, some of them or none, static mixing."""
+    chosen = tuple(layers)
+    return {"static_layers": chosen} if chosen else {"static_layers": None, "mixing": "attention", "mixing_rank": None}

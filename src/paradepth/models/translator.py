@@ -46,13 +46,18 @@ class TranslatorConfig(TrunkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixing != "attention":
+            raise ValueError(
+                f"mixing is {self.mixing!r}; a translator takes attention, since its decoder mixes the tokens of two "
+                "texts, whose lengths are not known beforehand"
+            )
         if not 0 <= self.pad < self.vocab_size:
             raise ValueError(f"pad is {self.pad}; it must be a token, between 0 and {self.vocab_size - 1}")
 
     @property
     def layers(self) -> int:
         """Number of layers in the trunk, of encoder and decoder together."""
-        return max(self.branches, 1) * 2 * self.depth
+        return 2 * sum(self.branch_depths)
 
 
 @register_model_type("translator")
@@ -91,7 +96,7 @@ class Translator(TrunkModel):
         c = self.config
         return TargetHead(c.width, c.vocab_size, tied=self.stem.embed if c.tied else None)
 
-    def _new_stack(self, depth: int) -> Stack:
+    def _new_stack(self, depth: int, first: int = 0) -> Stack:
         c = self.config
         options: dict[str, Any] = {
             "heads": c.heads,

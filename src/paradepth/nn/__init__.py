@@ -10,6 +10,7 @@ from paradepth.nn.joint_stem import JointStem, TargetHead
 from paradepth.nn.layer import EncoderLayer
 from paradepth.nn.segment_stem import SegmentStem
 from paradepth.nn.stacked import StackedLayers
+from paradepth.nn.static_mixing import StaticMixing
 from paradepth.nn.stem import PatchStem
 from paradepth.nn.token_stem import TokenStem
 from paradepth.nn.word_stem import WordStem
@@ -30,6 +31,7 @@ __all__ = [
     "SourceLayer",
     "StackedDropout",
     "StackedLayers",
+    "StaticMixing",
     "TargetHead",
     "TargetLayer",
     "TextClassifierHead",

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from paradepth.nn.attention import CrossAttention, MultiHeadAttention
 from paradepth.nn.cache import KeyValueCache
 from paradepth.nn.dropout import Dropout
 from paradepth.nn.feed_forward import FeedForward
+from paradepth.nn.static_mixing import Mixing, StaticMixing, check_mixing
 
 
 def initialise(layer: nn.Module, deep_init: int | None) -> None:
@@ -32,6 +34,9 @@ def initialise(layer: nn.Module, deep_init: int | None) -> None:
     for part in layer.modules():
         if isinstance(part, MultiHeadAttention):
             _xavier_(part.qkv, maps=3)
+            _xavier_(part.out)
+        elif isinstance(part, StaticMixing):
+            _xavier_(part.value)
             _xavier_(part.out)
         elif isinstance(part, CrossAttention):
             _xavier_(part.q)
@@ -67,6 +72,8 @@ def scale_projections_(layer: nn.Module, layers: int) -> None:
     for part in layer.modules():
         if isinstance(part, MultiHeadAttention):
             scaled = [part.qkv.weight.chunk(3)[2], part.out.weight]
+        elif isinstance(part, StaticMixing):
+            scaled = [part.value.weight, part.out.weight]
         elif isinstance(part, CrossAttention):
             scaled = [part.kv.weight.chunk(2)[1], part.out.weight]
         elif isinstance(part, FeedForward):
@@ -103,6 +110,13 @@ class EncoderLayer(nn.Module):
         causal: a token sees itself and the ones before it only.
         deep_init: number L of layers in a deep stack; scales the value, output and MLP projections at initialisation by
             √(log 2L). None leaves them alone.
+        mixing: what mixes the tokens, "attention" or "static", a matrix for each head that does not depend on the input
+            (`StaticMixing`).
+        tokens: static mixing: the most tokens of a sample.
+        mixing_rank: static mixing: rank of factorised matrices; None has full ones.
+
+    Raises:
+        ValueError: unknown mixing, static mixing without a number of tokens, or a rank for attention.
 
     >>> layer = EncoderLayer(64, heads=4, mlp=256)
     >>> x = torch.randn(2, 10, 64)
@@ -122,12 +136,27 @@ class EncoderLayer(nn.Module):
         attention_dropout: float = 0.0,
         causal: bool = False,
         deep_init: int | None = None,
+        mixing: Mixing = "attention",
+        tokens: int | None = None,
+        mixing_rank: int | None = None,
     ) -> None:
         super().__init__()
+        check_mixing(mixing)
         self.attention_norm = nn.LayerNorm(width, bias=bias)
-        self.attention = MultiHeadAttention(
-            width, heads, head_width=head_width, bias=bias, attention_dropout=attention_dropout, causal=causal
-        )
+        options: dict[str, Any] = {
+            "head_width": head_width,
+            "bias": bias,
+            "attention_dropout": attention_dropout,
+            "causal": causal,
+        }
+        if mixing == "attention":
+            if mixing_rank is not None:
+                raise ValueError(f"mixing_rank is {mixing_rank}, and attention has none; it is of static mixing alone")
+            self.attention: Any = MultiHeadAttention(width, heads, **options)  # who reads its parts knows which it is
+        else:
+            if tokens is None:
+                raise ValueError("static mixing needs the number of tokens that its matrices are for")
+            self.attention = StaticMixing(width, heads, tokens=tokens, rank=mixing_rank, **options)
         self.attention_out_dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = FeedForward(width, mlp, bias=bias, dropout=dropout)

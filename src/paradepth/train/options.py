@@ -32,6 +32,9 @@ class ModelOptions:
         context: tokens that a model of texts sees at most.
         step: h of every layer between the buffers; 1 is the ordinary Transformer.
         buffers: numbers of first and of last layers that take h = 1.
+        mixing: what mixes the tokens: attention, or static, matrices that do not depend on the input.
+        static_layers: static: the layers that it is of, counted from 0 through one branch after the other; None: all.
+        mixing_rank: static: rank of factorised matrices; None has full ones.
         share: layers that share their weights: none; branches, those at the same place of each branch; depth, those of
             a branch or of a serial stack; attention or mlp, these parts of all layers.
     """
@@ -57,6 +60,9 @@ class ModelOptions:
     step: float | None = None
     buffers: tuple[int, int] | None = None
     depths: tuple[int, ...] | None = None
+    mixing: Literal["attention", "static"] | None = None
+    static_layers: tuple[int, ...] | None = None
+    mixing_rank: int | None = None
     share: Literal["none", "branches", "depth", "attention", "mlp"] | None = None
 
 
@@ -66,8 +72,9 @@ class DataOptions:
 
     Attributes:
         data: of images digits, mnist, fashion_mnist, cifar10, cifar100 or folder; of texts tiny_shakespeare or text; of
-            labelled texts sst2, cola, mrpc, rte, qnli, mnli, qqp or labelled; of tagged sentences ud_english_ewt or
-            conllu; of pairs of sentences multi30k or pairs.
+            sequences made by a rule recall, copying, copying_fixed or sorting; of labelled texts sst2, cola, mrpc, rte,
+            qnli, mnli, qqp or labelled; of tagged sentences ud_english_ewt or conllu; of pairs of sentences multi30k or
+            pairs.
         data_dir: where the data lies: a folder with local files in the Hub's layout, a folder of images, a file or a
             folder of texts; None fetches what the Hub has (digits needs neither).
         image_size: images: resize to this height and width.
@@ -86,6 +93,7 @@ class DataOptions:
         word_dropout: tagged sentences: part of the training words that are treated as words not in the vocabulary.
         class_names: images, labelled texts: the model's classes in its order, where it has others besides those of the
             data, or another order; the classes of the data are found among them by name.
+        length: sequences made by a rule: number of pairs of recall, of symbols of the others.
         flip: random horizontal flips.
         crop_padding: random crops after padding by that many pixels.
         rand_augment: RandAugment's number of operations and magnitude.
@@ -109,6 +117,7 @@ class DataOptions:
     pack: bool = False
     word_dropout: float | None = None
     class_names: tuple[str, ...] | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class ScheduleOptions:
     """Order in which branches learn; options that a schedule does not take are refused.
 
     Attributes:
-        schedule: joint, cycle, one_pass or stagewise.
+        schedule: joint, cycle, one_pass, stagewise or one that was registered.
         second_pass: cycle: follow each sweep by a pass with the full sum.
         prefix_losses: stagewise: train on the losses of all active prefixes.
         prefix_weights: one_pass, stagewise: weight of each prefix's loss.
@@ -131,7 +140,7 @@ class ScheduleOptions:
         anneal: stagewise: warm-up and decay for each stage, or over the run.
     """
 
-    schedule: Literal["joint", "cycle", "one_pass", "stagewise"] = "joint"
+    schedule: Literal["joint", "cycle", "one_pass", "stagewise"] | str = "joint"
     second_pass: bool = True
     prefix_losses: bool = False
     prefix_weights: tuple[float, ...] | None = None
@@ -206,12 +215,13 @@ class DepthOptions:
     None is the executor's own default. Validation is serial.
 
     Attributes:
-        executor: serial; mgrit, multigrid over the layers; picard, sweeps over all layers at once.
+        executor: serial; mgrit, multigrid over the layers; picard, sweeps over all layers at once; or one that was
+            registered.
         checkpoint_layers: serial: store states between layers only and evaluate layers again in the backward pass.
         levels: mgrit: number of levels.
         coarsening: mgrit: layers of an interval.
         relaxation: mgrit: F or FCF.
-        coarse: mgrit: coarse operator: sample, branch, half or branch:k.
+        coarse: mgrit: coarse operator: sample, branch, half, branch:k or one that was registered.
         cycle: mgrit: V or F.
         forward_iterations: mgrit, picard: iterations of the forward solve, or serial.
         backward_iterations: mgrit, picard: iterations of the backward solve, or serial.
@@ -231,7 +241,7 @@ class DepthOptions:
         lipschitz: log an estimate of each layer's Lipschitz constant at each validation.
     """
 
-    executor: Literal["serial", "mgrit", "picard"] = "serial"
+    executor: Literal["serial", "mgrit", "picard"] | str = "serial"
     checkpoint_layers: bool = False
     levels: int | None = None
     coarsening: int | None = None
@@ -262,12 +272,13 @@ class BranchOptions:
 
     Attributes:
         branch_executor: loop, one branch after another; batched, those that are alike as batched tensors; threads, on
-            worker threads (CPUs); auto, whichever is measured to be the fastest (one process).
+            worker threads (CPUs); auto, whichever is measured to be the fastest (one process); or one that was
+            registered.
         branch_processes: processes that share the branches, each evaluating its own; a divisor of their number, the
             rest being data parallel. None: every process has all branches.
     """
 
-    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
+    branch_executor: Literal["loop", "batched", "threads", "auto"] | str = "loop"
     branch_processes: int | None = None
 
 

@@ -12,7 +12,8 @@ from paradepth.models import HFClassifier, TrunkModel, from_pretrained
 from paradepth.models.hf_classifier import is_hf_folder
 from paradepth.models.quantised import check_learns
 
-_SAME = ("step", "buffers", "aggregate", "causal", "heads", "share")  # of a trunk, besides the shapes of its weights
+# Of a trunk, besides the shapes of its weights.
+_SAME = ("step", "buffers", "aggregate", "causal", "heads", "mixing", "static_layers", "share")
 
 
 def start_from(model: Any, source: str | Path) -> list[str]:
