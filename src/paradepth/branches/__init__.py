@@ -7,7 +7,7 @@ from paradepth.branches.cached import TrunkCache
 from paradepth.branches.executor import BranchExecutor
 from paradepth.branches.gates import Gate
 from paradepth.branches.loop import Loop
-from paradepth.branches.named import BRANCH_EXECUTORS, branch_executor, choose_executor
+from paradepth.branches.named import BRANCH_EXECUTORS, branch_executor, choose_executor, register_branch_executor
 from paradepth.branches.threads import Threads
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "TrunkCache",
     "branch_executor",
     "choose_executor",
+    "register_branch_executor",
 ]

@@ -31,7 +31,7 @@ class _Evaluate:
     """auto, cpu or cuda."""
     branch_processes: int = 1
     """Processes that share the branches, under torchrun; the others share the batches."""
-    branch_executor: Literal["loop", "batched", "threads", "auto"] = "loop"
+    branch_executor: Literal["loop", "batched", "threads", "auto"] | str = "loop"
     """How branches are evaluated."""
     skip_below: float = 0.0
     """Gated models: do not run a branch for samples whose gate is below this, and tell what that saves."""

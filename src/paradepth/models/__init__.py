@@ -7,8 +7,8 @@ from paradepth.models.generate import Generation, Piece, generate, generate_stre
 from paradepth.models.hf_classifier import HFClassifier, HFClassifierConfig
 from paradepth.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from paradepth.models.masked_lm import MaskedLM, MaskedLMConfig, fill_mask
-from paradepth.models.pretrained import from_pretrained
-from paradepth.models.registry import create_model, list_models, model_class, model_config
+from paradepth.models.pretrained import from_pretrained, register_model_type
+from paradepth.models.registry import create_model, list_models, model_class, model_config, register_model
 from paradepth.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from paradepth.models.shape import TrunkConfig
 from paradepth.models.tagger import Tagger, TaggerConfig
@@ -44,5 +44,7 @@ __all__ = [
     "list_models",
     "model_class",
     "model_config",
+    "register_model",
+    "register_model_type",
     "translate",
 ]

@@ -97,6 +97,31 @@ _MODELS: dict[str, tuple[type[TrunkModel], dict[str, Any]]] = {
 }
 
 
+def register_model(name: str, cls: type[TrunkModel], **shape: Any) -> None:
+    """Makes a shape of your own known by name: to `create_model`, and so to training and the command line.
+
+    Args:
+        name: a new one.
+        cls: class of the model, one of paradepth's or your own.
+        shape: fields of its configuration; the others keep their defaults.
+
+    Raises:
+        ValueError: the name is taken, or fields that the configuration does not have.
+
+    >>> register_model("gpt_nano", CausalLM, depth=2)
+    Traceback (most recent call last):
+    ...
+    ValueError: there is a model 'gpt_nano' already; take another name
+    """
+    if name in _MODELS:
+        raise ValueError(f"there is a model {name!r} already; take another name")
+    known = {field.name for field in dataclasses.fields(cls.config_class)}
+    unknown = sorted(set(shape) - known)
+    if unknown:
+        raise ValueError(f"unknown options {unknown} for {cls.__name__}; known are {', '.join(sorted(known))}")
+    _MODELS[name] = cls, shape
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted.
 

@@ -22,7 +22,7 @@ from paradepth.recipes.language import (
     shakespeare_mgrit_control,
     shakespeare_paraformer,
 )
-from paradepth.recipes.registry import RECIPES, get_recipe
+from paradepth.recipes.registry import RECIPES, get_recipe, register_recipe
 from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger, mc_gum_published
 from paradepth.recipes.translation import (
     multi30k_mgrit,
@@ -61,6 +61,6 @@ for _recipe in (
     ewt_mgrit,
     mc_gum_published,
 ):
-    RECIPES[_recipe.__name__] = _recipe
+    register_recipe(_recipe)
 
-__all__ = ["RECIPES", "get_recipe"]
+__all__ = ["RECIPES", "get_recipe", "register_recipe"]

@@ -3,6 +3,7 @@ and the controller's probes."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -13,11 +14,10 @@ from torch import Tensor, nn
 
 from paradepth.branches import Auto, Branches, choose_executor
 from paradepth.depth import (
-    MGRIT,
+    DEPTH_EXECUTORS,
     Controller,
     DepthExecutor,
     IterativeExecutor,
-    Picard,
     Report,
     Serial,
     SolveReport,
@@ -32,12 +32,8 @@ from paradepth.train.config import BranchOptions, DepthOptions
 T = TypeVar("T")
 _POWER_ITERATIONS = 8
 
-_SHARED = ("forward_iterations", "backward_iterations", "tolerance", "initial", "recompute", "batched")
-_OWN = {
-    "serial": ("checkpoint_layers",),
-    "mgrit": ("levels", "coarsening", "relaxation", "coarse", "cycle", *_SHARED),
-    "picard": ("chunk", *_SHARED),
-}
+_ARGUMENTS = {"checkpoint_layers": "checkpoint"}  # of an executor, where it is not called as the option
+_OF_THE_RUN = ("executor", "control", "exact_probe", "depth_processes", "lipschitz")
 _CONTROL = {
     "probe_every": "every",
     "rho_threshold": "threshold",
@@ -56,29 +52,34 @@ def build_executor(options: DepthOptions) -> DepthExecutor:
     >>> build_executor(DepthOptions(executor="mgrit", coarse="half")).coarse
     (BranchSum(sums=2),)
     """
-    if options.executor not in _OWN:
-        raise ValueError(f"executor is {options.executor!r}; it must be one of {', '.join(_OWN)}")
+    cls = _executor_class(options)
     given = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) != f.default}
     controls = {name for name in given if name in _CONTROL or name == "exact_probe"}
-    if options.executor == "serial" and options.control:
-        raise ValueError("control watches an iterative executor; with executor 'serial' there is nothing to watch")
+    if options.control and not issubclass(cls, IterativeExecutor):
+        raise ValueError(
+            f"control watches an iterative executor; with executor {options.executor!r} there is nothing to watch"
+        )
     if controls and not options.control:
         raise ValueError(f"{', '.join(sorted(controls))}: only with control")
-    known = {*_OWN[options.executor], *_CONTROL, "executor", "control", "exact_probe", "depth_processes", "lipschitz"}
-    foreign = sorted(set(given) - known)
+    own = {_ARGUMENTS.get(name, name): name for name in given if name not in {*_CONTROL, *_OF_THE_RUN}}
+    taken = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    foreign = sorted(name for argument, name in own.items() if argument not in taken)
     if foreign:
         raise ValueError(f"executor {options.executor!r} does not take {', '.join(foreign)}")
-    own = {name: given[name] for name in _OWN[options.executor] if name in given}
-    if options.executor == "serial":
-        return Serial(checkpoint=options.checkpoint_layers)
-    return MGRIT(**own) if options.executor == "mgrit" else Picard(**own)
+    return cls(**{argument: given[name] for argument, name in own.items()})
+
+
+def _executor_class(options: DepthOptions) -> type[DepthExecutor]:
+    if options.executor not in DEPTH_EXECUTORS:
+        raise ValueError(f"executor is {options.executor!r}; it must be one of {', '.join(DEPTH_EXECUTORS)}")
+    return DEPTH_EXECUTORS[options.executor]
 
 
 def depth_processes(options: DepthOptions) -> int:
     """Processes that share the layers: as asked for, else all of them for an iterative executor and one for serial."""
     if options.depth_processes is not None:
         return options.depth_processes
-    return process_count() if options.executor != "serial" else 1
+    return process_count() if issubclass(_executor_class(options), IterativeExecutor) else 1
 
 
 def branch_processes(options: BranchOptions) -> int:
@@ -128,10 +129,14 @@ def check_depth(model: Any, options: DepthOptions, processes: int, branches: Bra
             f"branch_executor is {branches.branch_executor!r}; it evaluates branches, and this model is a serial stack "
             "(branches 0), which has an executor"
         )
-    if isinstance(executor, IterativeExecutor):
-        executor.check(stack)
-        if options.control:
-            build_controller(executor, options)
+    executor.check(stack)
+    if processes > 1 and not executor.on_several_processes:
+        raise ValueError(
+            f"executor {options.executor!r} evaluates the layers of one process, and {processes} would share them; "
+            "leave depth_processes out"
+        )
+    if options.control and isinstance(executor, IterativeExecutor):
+        build_controller(executor, options)
     cut_into_parts(stack.depth, buffers=stack.buffer_layers, unit=executor.unit, ranks=processes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 from paradepth.models import model_class
 from paradepth.train.config import Config
@@ -15,7 +16,7 @@ from paradepth.train.tasks.masked import MaskedTask
 from paradepth.train.tasks.tagging import TaggingTask
 from paradepth.train.tasks.translation import TranslationTask
 
-TASKS: tuple[type[Task], ...] = (
+TASKS: list[type[Task]] = [
     ImageTask,
     LanguageTask,
     MaskedTask,
@@ -23,7 +24,10 @@ TASKS: tuple[type[Task], ...] = (
     HFClassifyTask,
     TaggingTask,
     TranslationTask,
-)
+]
+"""All tasks."""
+
+_T = TypeVar("_T", bound=type[Task])
 
 __all__ = [
     "TASKS",
@@ -36,8 +40,27 @@ __all__ = [
     "Task",
     "TranslationTask",
     "load_data",
+    "register_task",
     "task_class",
 ]
+
+
+def register_task(cls: _T) -> _T:
+    """Class decorator: makes a task of your own known by its `data_names`, to training and the command line. Where
+    another task has data of the same name, the model decides between them.
+
+    Raises:
+        ValueError: there is a task for these data and this class of models already.
+    """
+    for other in TASKS:
+        both = set(other.data_names) & set(cls.data_names)
+        if both and other.model_class is cls.model_class:
+            raise ValueError(
+                f"{other.__name__} is for data {sorted(both)[0]!r} and {cls.model_class.__name__} already; "
+                "give the data of this task other names"
+            )
+    TASKS.append(cls)
+    return cls
 
 
 def task_class(config: Config) -> type[Task]:

@@ -126,6 +126,7 @@ class ImageTask(Task):
             "accuracy": right_nB.double().mean(dim=1).tolist(),
             "calibration_error": calibration_error(log_p_nBN.exp(), samples.labels_N),
             "contribution": contribution_nB.double().mean(dim=1).tolist(),
+            **self.measures(loss_n.tolist(), split),
             **gate_fields(model, self, split),
             "confusion": confusion.tolist(),
             "class_names": list(self.data.class_names),
