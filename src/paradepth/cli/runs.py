@@ -72,8 +72,11 @@ class _Study:
 
     name: tyro.conf.Positional[str]
     """Name of the study; see `paradepth list studies`."""
+    size: Literal["smoke", "here", "paper"] = "here"
+    """smoke takes seconds and shows that the study runs; here is what is published, for two cores and hours; paper has
+    the papers' sizes and data, for GPUs."""
     out: Path | None = None
-    """Folder for cells, results.json and report.html; studies/NAME by default."""
+    """Folder for cells, results.json and report.html; studies/NAME by default, studies/NAME-SIZE for other sizes."""
     data_dir: Path | None = None
     """Folder with local data sets; None fetches from the Hub."""
     workers: int = 1
@@ -135,7 +138,7 @@ def _report(options: Sequence[str]) -> dict[str, Any]:
 def _list(options: Sequence[str]) -> dict[str, Any]:
     from fnmatch import fnmatchcase
 
-    from paradepth.studies import STUDIES
+    from paradepth.studies import STUDIES, get_study
 
     o = parse(_List, options, "list")
     if o.what == "models":
@@ -143,7 +146,7 @@ def _list(options: Sequence[str]) -> dict[str, Any]:
     known = (
         {name: first_line(function) for name, function in RECIPES.items()}
         if o.what == "recipes"
-        else {name: study().title for name, study in STUDIES.items()}
+        else {name: get_study(name).title for name in STUDIES}
     )
     return {o.what: {name: about for name, about in sorted(known.items()) if fnmatchcase(name, o.pattern)}}
 
@@ -153,8 +156,8 @@ def _study(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.studies.runner import run_study
 
     o = parse(_Study, options, "study")
-    study = get_study(o.name)
-    out = o.out or Path("studies") / o.name
+    study = get_study(o.name, o.size)
+    out = o.out or Path("studies") / (o.name if o.size == "here" else f"{o.name}-{o.size}")
     say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
     summary = run_study(study, out=out, data_dir=o.data_dir, workers=o.workers, only=o.only, rerun=o.rerun, say=say)
     if summary["failed"]:

@@ -32,6 +32,8 @@ class _Train:
     """Run directory; runs/RECIPE by default."""
     overwrite: bool = False
     """Replace the run that is in the run directory."""
+    report: bool = True
+    """Write report.html into the run directory; `paradepth report` writes it later."""
     json: bool = False
     """Print the result as one JSON object."""
     model_options: FLAT[ModelOptions] = field(default_factory=ModelOptions)
@@ -61,6 +63,8 @@ class _Resume:
     """Run directory."""
     branch_processes: int | None = None
     """Processes that share the branches from now on; None: as before, or all where their number does not fit."""
+    report: bool = True
+    """Write report.html into the run directory; `paradepth report` writes it later."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -85,7 +89,7 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
     config = recipe.replace(**recipe.changed(wanted))
     folder = chosen.run_dir or Path("runs") / recipe.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)
-    return with_report(result)
+    return with_report(result) if chosen.report else result
 
 
 def _finetune(options: Sequence[str]) -> dict[str, Any]:
@@ -114,7 +118,8 @@ def _finetune(options: Sequence[str]) -> dict[str, Any]:
     if config.data_options.data != task or config.run_options.init != start.run_options.init:
         raise ValueError("data and init follow from RUN and --task; leave them out")
     folder = chosen.run_dir or Path("runs") / start.recipe
-    return with_report(start_run(config, folder, overwrite=chosen.overwrite))
+    result = start_run(config, folder, overwrite=chosen.overwrite)
+    return with_report(result) if chosen.report else result
 
 
 def _given(options: Sequence[str], name: str) -> str | None:
@@ -137,7 +142,8 @@ def _resume(options: Sequence[str]) -> dict[str, Any]:
         if o.branch_processes is not None:
             raise ValueError(f"branch_processes is {o.branch_processes}; a continual run takes one process")
         return resume_continual(o.run)
-    return with_report(resume_run(o.run, branch_processes=o.branch_processes))
+    result = resume_run(o.run, branch_processes=o.branch_processes)
+    return with_report(result) if o.report else result
 
 
 COMMANDS: Commands = {

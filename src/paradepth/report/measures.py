@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paradepth.report import text
@@ -72,19 +74,35 @@ _MEASURES = {
     for found in (
         Measure("accuracy", "accuracy", percent=True, digits=2),
         Measure("loss", "loss", digits=4, lower=True),
-        Measure("perplexity", "perplexity", digits=2, lower=True),
-        Measure("bits_per_byte", "bits per byte", lower=True),
         Measure("calibration_error", "calibration error", percent=True, digits=2, lower=True),
         Measure("gate", "mean gate"),
         Measure("gate_spread", "spread of the gate"),
+        Measure("perplexity", "perplexity", digits=2, lower=True),
+        Measure("bits_per_byte", "bits per byte", lower=True),
         Measure("f1", "F1", percent=True, digits=2),
         Measure("matthews", "Matthews correlation"),
         Measure("upos_accuracy", "UPOS accuracy", percent=True, digits=2),
         Measure("features_accuracy", "features accuracy", percent=True, digits=2),
+        Measure("exact_accuracy", "exact-sequence accuracy", percent=True, digits=2),
         Measure("bleu", "BLEU", digits=2),
         Measure("chrf", "chrF", digits=2),
     )
 }
+
+
+def is_known(key: str) -> bool:
+    """Whether a measure has a unit and digits of its own."""
+    return key in _MEASURES
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (NaN for one value).
+
+    >>> spread([0.5, 0.7, 0.6])
+    (0.6, 0.1)
+    """
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return float(f"{statistics.fmean(values):.12g}"), float(f"{deviation:.12g}")
 
 
 def measure(key: str) -> Measure:

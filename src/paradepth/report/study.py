@@ -13,7 +13,8 @@ import numpy as np
 from paradepth.report import figure, plots, text
 from paradepth.report.compare import mismatch, prefix_plot
 from paradepth.report.figure import Plot
-from paradepth.report.measures import Measure, measure
+from paradepth.report.measured import check_measured, line_plot, measured_table
+from paradepth.report.measures import Measure, measure, spread
 from paradepth.report.page import render, write_page
 
 LANE = 40  # height of one configuration in the strip plot
@@ -23,11 +24,13 @@ def write_study_report(study: Mapping[str, Any], out: Path) -> Path:
     """Write the page of a study.
 
     Args:
-        study: `name`, `title`, `question`, `findings` (plain paragraphs), `groups`, `environment`, `command`. A group
-            has `name`, `note`, `measure` (a key such as "accuracy", the default, "loss" or "bleu") and `rows`; a row
-            has `label`, `layers`, `parameters`, `layer_evals`, `seeds`, the measure under its key (by seed and prefix),
-            `curves` (by seed, pairs of layer evaluations and what `curve`, a key, names, of the full model) and
-            `seconds` (by seed).
+        study: `name`, `title`, `question`, `claims` (`text`, `source`, `kind`, `verdict`, `figure`), `protocol`,
+            `findings` (plain paragraphs), `groups`, `environment`, `command`. A group has `name`, `note`, `rows` and
+            `drawn`, the plots of `line_plot`. One of training runs has `measure` (a key such as "accuracy", the
+            default, "loss" or "bleu"); a row has `label`, `layers`, `parameters`, `layer_evals`, `seeds`, the measure
+            under its key (by seed and prefix), `curves` (by seed, pairs of layer evaluations and what `curve`, a key,
+            names, of the full model) and `seconds` (by seed). One of measurements has `measures`, the keys in order;
+            a row has `label`, `seeds`, `seconds`, `measures` (by key and seed) and what is known of the others.
         out: the HTML file to write, replaced in one step.
 
     Raises:
@@ -44,6 +47,8 @@ def write_study_report(study: Mapping[str, Any], out: Path) -> Path:
             "study.html.j2",
             title=study["title"],
             subtitle=study.get("question", ""),
+            claims=study.get("claims", []),
+            protocol=study.get("protocol", ""),
             findings=study.get("findings", []),
             notices=[],
             groups=groups,
@@ -61,6 +66,9 @@ def _check(study: Mapping[str, Any]) -> None:
     for group in study["groups"]:
         if not group.get("rows"):
             raise ValueError(f"group {group.get('name')!r} has no rows")
+        if "measures" in group:
+            check_measured(group)
+            continue
         main = group.get("measure", "accuracy")
         for row in group["rows"]:
             where = f"group {group.get('name')!r}, row {row.get('label')!r}"
@@ -76,17 +84,16 @@ def _check(study: Mapping[str, Any]) -> None:
                 raise ValueError(f"{where}: {main!r} needs the same prefixes, at least one, for every seed")
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (NaN for one value).
-
-    >>> spread([0.5, 0.7, 0.6])
-    (0.6, 0.1)
-    """
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return round(statistics.fmean(values), 12), round(deviation, 12)
-
-
 def _group(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -> dict[str, Any]:
+    lines = [line_plot(drawn, f"group{number}-lines{place}") for place, drawn in enumerate(group.get("drawn", []))]
+    found = {"name": group.get("name", ""), "note": group.get("note", ""), "lines": [plot for plot in lines if plot]}
+    if "measures" in group:
+        return {**found, "table": measured_table(group), "matched": ""}
+    return {**found, "table": None, **_trained(group, number, colors)}
+
+
+def _trained(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -> dict[str, Any]:
+    """Table and plots of a group of training runs."""
     main = measure(group.get("measure", "accuracy"))
     rows = sorted(group["rows"], key=lambda row: -main.worth(spread([values[-1] for values in row[main.key]])[0]))
     numbers = [colors[row["label"]] for row in rows]
@@ -99,9 +106,7 @@ def _group(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -> 
     if any(len(xs) > 1 for xs, _, _ in lines):
         several = [prefix_plot(lines, keys, numbers, f"group{number}-prefixes", main)]
     return {
-        "name": group.get("name", ""),
         "matched": unequal or "matched in compute and parameters",
-        "note": group.get("note", ""),
         "plots": drawn + ([curves] if curves else []) + several,
         "legend": keys,
         "main": main,

@@ -25,6 +25,50 @@ def decimal(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else MISSING
 
 
+def significant(value: float, digits: int = 4) -> str:
+    """A number of any size: whole numbers in full, others with some significant digits, or as a power of ten.
+
+    >>> significant(0.123456), significant(12), significant(1.5e-11), significant(2.5e9), significant(0.001)
+    ('0.1235', '12', '1.50·10⁻¹¹', '2.50·10⁹', '0.001')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    exponent = _exponent(value)
+    if not -4 < exponent < 6:
+        mantissa = f"{value / 10.0**exponent:.2f}".removesuffix(".00")
+        return f"{'' if mantissa == '1' else mantissa + '·'}10{_raised(exponent)}".replace("-", "−")
+    shown = f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+    return (shown.rstrip("0").rstrip(".") if "." in shown and float(value) == round(value, 3) else shown).replace(
+        "-", "−"
+    )
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    """A mean with its deviation, which gives two digits; without one where it is not a number.
+
+    >>> plus_minus(0.8712, 0.0213), plus_minus(1.234e-11, 2e-12), plus_minus(12, math.nan), plus_minus(3, 0.0)
+    ('0.871 ± 0.021', '(1.23 ± 0.20)·10⁻¹¹', '12', '3 ± 0')
+    """
+    if not math.isfinite(mean) or not math.isfinite(deviation):
+        return significant(mean)
+    if deviation == 0:
+        return f"{significant(mean)} ± 0"
+    exponent = max(_exponent(mean), _exponent(deviation))
+    scaled = not -4 < exponent < 6
+    scale = 10.0**exponent if scaled else 1.0
+    digits = max(1 - _exponent(deviation / scale), 0)
+    shown = f"{mean / scale:,.{digits}f} ± {deviation / scale:,.{digits}f}"
+    return (f"({shown})·10{_raised(exponent)}" if scaled else shown).replace("-", "−")
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else 0
+
+
+def _raised(exponent: int) -> str:
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def count(value: float, unit: str = "") -> str:
     """A large number with three digits and an SI prefix.
 

@@ -3,7 +3,7 @@
 Masked language models of 12 layers of width 64 and step 1/12 on Tiny Shakespeare, then three tasks of GLUE. The paper
 finds differences of up to 1.2 points of accuracy (Layer-Parallel Training for Transformers, arXiv 2601.09026). What the
 same network reaches without pretraining stands beside it, since a small difference means little where pretraining does
-nothing.
+nothing. At size "paper" BERT of 128 layers on C4 and the paper's tasks, CoLA, MRPC and QNLI.
 """
 
 from __future__ import annotations
@@ -12,10 +12,32 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
+from paradepth.studies.claim import LAYER_PARALLEL, Claim, Verdict
 from paradepth.studies.record import measured
+from paradepth.studies.rules import Compared, compare, show
 from paradepth.studies.study import Cell, Size, Study
-from paradepth.studies.tasks import COMMON, MGRIT, show
+from paradepth.studies.tasks import COMMON, MGRIT
 
+DIFFERENCES, DOWNSTREAM = "glue-differences", "downstream-accuracy"
+CLAIMS = (
+    Claim(
+        DIFFERENCES,
+        "Fine-tuned on GLUE, layer-parallel and serial pretraining differ by at most 1.2 points of accuracy.",
+        LAYER_PARALLEL,
+    ),
+    Claim(
+        DOWNSTREAM,
+        "Is a model that was pretrained layer-parallel as good downstream as one that was pretrained serially? (Plots "
+        "of the pretraining loss do not tell.)",
+        LAYER_PARALLEL,
+        "question",
+    ),
+)
+PROTOCOL = (
+    "The same network, data, batches and number of steps, pretrained serially and layer-parallel; each fine-tuned with "
+    "the same options, serially. Mean accuracy over the seeds; the paper's limit is 1.2 points. Pretraining counts as "
+    "useful where it exceeds training from scratch by two standard errors."
+)
 PAPER = 0.012  # the largest difference in accuracy that the paper reports
 PRETRAINING = "pretraining"
 SERIAL, PARALLEL, SCRATCH = "serial", "layer-parallel", "no pretraining"
@@ -46,6 +68,8 @@ TUNING: dict[str, Any] = {
 }
 TUNED: dict[str, tuple[str, str]] = {"SST-2": ("sst2", "800 steps"), "CoLA": ("cola", "800 steps")}
 TUNED["MRPC"] = ("mrpc", "400 steps")
+PAPER_TUNED = {"CoLA": ("cola", "8 epochs"), "MRPC": ("mrpc", "8 epochs"), "QNLI": ("qnli", "3 epochs")}
+SMALL: dict[str, Any] = {"width": 8, "mlp": 16, "context": 16, "vocab_size": 300, "batch_size": 8, "validations": 1}
 NOTES = {
     PRETRAINING: "Masked language models on Tiny Shakespeare, BPE of 1024 tokens, 600 batches of 32 windows of 64; "
     "accuracy of the hidden tokens.",
@@ -63,7 +87,10 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
 
     serial, parallel = (mean(of(PRETRAINING, label, "loss")) for label in (SERIAL, PARALLEL))
     texts = [f"Pretraining: loss {serial:.4f} serially, {parallel:.4f} layer-parallel."]
-    for task, (data, _) in TUNED.items():
+    groups = {record["group"] for record in records}
+    for task, (data, _) in {**TUNED, **PAPER_TUNED}.items():
+        if task not in groups:
+            continue
         found = {label: of(task, label, "accuracy") for label in (SERIAL, PARALLEL, SCRATCH)}
         difference = mean(found[PARALLEL]) - mean(found[SERIAL])
         shown = {label: show("accuracy", values) for label, values in found.items()}
@@ -80,25 +107,59 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
+def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
+    """The differences of the means against the paper's limit; that pretraining helps no task is a condition. The
+    second verdict asks whether serial pretraining is better by more than two standard errors on some task."""
+    accuracy: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        accuracy.setdefault((record["group"], record["label"]), []).append(measured(record, "accuracy")[-1])
+    tasks = [task for task in dict.fromkeys(group for group, _ in accuracy) if task != PRETRAINING]
+    differences = {task: mean(accuracy[task, PARALLEL]) - mean(accuracy[task, SERIAL]) for task in tasks}
+    useful = [task for task in tasks if compare(accuracy[task, SERIAL], accuracy[task, SCRATCH]) == Compared.BETTER]
+    worse = [task for task in tasks if compare(accuracy[task, PARALLEL], accuracy[task, SERIAL]) == Compared.WORSE]
+    shown = ", ".join(f"{task} {100 * difference:+.2f}" for task, difference in differences.items())
+    help_ = "Pretraining of this size helps " + (f"on {', '.join(useful)}." if useful else "on none of these tasks.")
+    figure = f"Layer-parallel against serial pretraining, points of accuracy: {shown}. {help_}"
+    within = all(abs(difference) <= PAPER for difference in differences.values())
+    small = "holds" if within and useful else "holds with conditions" if within else "does not hold"
+    told = f"Worse by more than two standard errors on {len(worse)} of {len(tasks)} tasks. {help_}"
+    as_good = "does not hold" if worse else "holds" if useful else "holds with conditions"
+    return {DIFFERENCES: Verdict(small, figure), DOWNSTREAM: Verdict(as_good, told)}
+
+
 def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Serial and layer-parallel pretraining, each fine-tuned on three tasks."""
+    recipe, bert, tuning, tuned = "bert_mini", BERT, TUNING, TUNED
+    fresh = {**COMMON, **SHAPE, **TUNING, "model": "text_classifier_nano", "vocab_size": 1024}
+    ways: dict[str, dict[str, Any]] = {SERIAL: {}, PARALLEL: MGRIT}
+    folder = ""
+    if size == "smoke":
+        bert, seeds, tuned = {**BERT, **SMALL, "budget": "4 steps"}, seeds[:1], {"SST-2": ("sst2", "4 steps")}
+        few = {"batch_size": 8, "validations": 1}
+        tuning, fresh = {**TUNING, **few}, {**fresh, **SMALL}
+    elif size == "paper":
+        recipe, bert, folder = "bert_c4", {}, "c4"
+        ways = {SERIAL: {"executor": "serial", "control": False}, PARALLEL: {}}
+        tuning = {**TUNING, "learning_rate": 2e-5}
+        tuned = PAPER_TUNED
+        fresh = {**tuning, "model": "text_classifier_base", "depth": 128, "context": 224, "vocab_size": 30522}
     pretrained = {
         label: [
-            Cell(f"pretraining-{label}-{s}", PRETRAINING, label, "bert_mini", {**BERT, **options}, s) for s in seeds
+            Cell(f"pretraining-{label}-{s}", PRETRAINING, label, recipe, {**bert, **options}, s, folder=folder)
+            for s in seeds
         ]
-        for label, options in ((SERIAL, {}), (PARALLEL, MGRIT))
+        for label, options in ways.items()
     }
     cells = [cell for of_label in pretrained.values() for cell in of_label]
-    for task, (data, budget) in TUNED.items():
+    for task, (data, budget) in tuned.items():
         for label, sources in pretrained.items():
             for source in sources:
                 cell = Cell(
-                    f"{data}-{label}-{source.seed}", task, label, data, {**TUNING, "budget": budget}, source.seed
+                    f"{data}-{label}-{source.seed}", task, label, data, {**tuning, "budget": budget}, source.seed
                 )
                 cells.append(replace(cell, after=source))
-        fresh = {**COMMON, **SHAPE, **TUNING, "model": "text_classifier_nano", "data": data, "vocab_size": 1024}
-        fresh |= {"budget": budget, "validation_fraction": 0.05}
-        cells += [Cell(f"{data}-scratch-{s}", task, SCRATCH, "glue_from_scratch", fresh, s) for s in seeds]
+        given = {**fresh, "data": data, "budget": budget, "validation_fraction": 0.05}
+        cells += [Cell(f"{data}-scratch-{s}", task, SCRATCH, "glue_from_scratch", given, s) for s in seeds]
     return Study(
         name="finetune_glue",
         title="Fine-tuning after serial and layer-parallel pretraining",
@@ -106,5 +167,8 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
         "trained serially?",
         cells=tuple(cells),
         findings=findings,
-        notes=NOTES,
+        notes=NOTES if size == "here" else {},
+        claims=CLAIMS,
+        protocol=PROTOCOL,
+        verdicts=verdicts,
     )

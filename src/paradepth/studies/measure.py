@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--source", type=Path, help="the finished run that it starts from")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # what it started ends with it
     try:
         options = json.loads(chosen.options)
         if not isinstance(options, dict):

@@ -1,17 +1,15 @@
-"""From run directories to cell records, and from cell records to the input of the study report."""
+"""From run directories to the records of cells."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from paradepth.studies.claim import Verdict
-from paradepth.studies.study import Cell, Study
+from paradepth.studies.study import Cell
 
 # Chosen by name: `command` and whatever comes later may hold paths of the machine.
-_ENVIRONMENT = (
+ENVIRONMENT = (
     "paradepth",
     "python",
     "torch",
@@ -25,14 +23,8 @@ _ENVIRONMENT = (
 )
 # Of evaluation.json, what stands elsewhere in a record or is no measure.
 _OTHER = ("accuracy", "loss", "contribution", "class_names", "confusion", "examples")
-_CLASSES = (
-    "accuracy",
-    "f1",
-    "matthews",
-)  # measures that the accuracy of validations tells the course of; else the loss
 MEASURED = "measured.json"  # of a measurement, in its run directory: written last
 SPENT = ("parameters", "layers", "layer_evals")  # what a measurement may give besides its measures
-_MATCHED = 0.02  # rows whose compute differs by more than this part are not a matched comparison
 
 
 def read_run(cell: Cell, run: Path) -> dict[str, Any]:
@@ -89,7 +81,7 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
             "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in validations],
             "loss_curve": [[event["layer_evals"], event["loss"][-1]] for event in validations],
             "stages": by_kind.get("stage", []),
-            "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+            "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
         }
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
@@ -102,7 +94,7 @@ def _read_measured(cell: Cell, run: Path) -> dict[str, Any]:
     return {
         **definition(cell),
         **{key: found[key] for key in (*SPENT, "seconds", "measures") if key in found},
-        "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+        "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
     }
 
 
@@ -127,7 +119,7 @@ def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
                 **definition(cell),
                 "seconds": found["seconds"],
                 "diverged": found["diverged"],
-                "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+                "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
             }
         events, environment = _events(run / "metrics.jsonl"), _read_json(run / "environment.json")
         if not events or events[-1]["event"] != "diverged":
@@ -139,7 +131,7 @@ def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
             "layers": start["layers"],
             **{key: events[-1][key] for key in ("layer_evals", "flops", "seconds")},
             "diverged": events[-1]["step"],
-            "environment": {key: environment[key] for key in _ENVIRONMENT if key in environment},
+            "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
         }
     except (KeyError, StopIteration, ValueError):
         return None
@@ -208,160 +200,6 @@ def read_record(cell: Cell, out: Path, *, may_diverge: bool = False) -> tuple[di
     if "diverged" in record and not may_diverge:
         return None, f"{path} is the record of a run that diverged"
     return {**record, **definition(cell)}, ""
-
-
-def collect(study: Study, out: Path) -> dict[str, Any]:
-    """Gather a study's finished cells into the input of `paradepth.report.write_study_report`.
-
-    Args:
-        study: the study.
-        out: its folder, as given to `run_study`.
-
-    Returns:
-        `name`, `title`, `question`, `findings`, `groups` (each `name`, `note`, `measure`, `curve`, `rows`; a row holds
-        one entry a seed), `environment`, `command` and `missing` (names of cells without a valid record). Groups and
-        rows stand in the order of the study's definition. A group's note says what is missing, whether its rows differ
-        in compute, which cells diverged, and the signature of its measure.
-
-    Raises:
-        ValueError: a record without the measure that its group is compared by.
-    """
-    records: list[dict[str, Any]] = []
-    missing: list[Cell] = []
-    for cell in study.cells:
-        record, _ = read_record(cell, Path(out), may_diverge=study.may_diverge)
-        if record is None:
-            missing.append(cell)
-        else:
-            records.append(record)
-    if missing:
-        findings = [f"No findings yet: {len(missing)} of {len(study.cells)} cells are missing."]
-    else:
-        findings = study.findings(records)
-    groups = []
-    for group in dict.fromkeys(cell.group for cell in study.cells):
-        of_group = [record for record in records if record["group"] == group and "diverged" not in record]
-        lost = [record for record in records if record["group"] == group and "diverged" in record]
-        measure = study.headline.get(group, "accuracy")
-        curve = "accuracy" if measure in _CLASSES else "loss"
-        measures = group_is_measured(study, group)
-        rows = [
-            (_measured_row(found) if measures else _row(found, measure, curve))
-            for label in dict.fromkeys(record["label"] for record in of_group)
-            for found in [[record for record in of_group if record["label"] == label]]
-        ]
-        signatures = dict.fromkeys(s for record in of_group if (s := record.get("signatures", {}).get(measure)))
-        remarks = [study.notes.get(group, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
-        if lost:
-            where = (f"{record['label']} (seed {record['seed']}, {_lost_at(record)})" for record in lost)
-            remarks.append(f"Not in table and plots, because they diverged: {', '.join(where)}.")
-        absent = [cell.name for cell in missing if cell.group == group]
-        if absent:
-            remarks.append(f"Missing cells: {', '.join(absent)}.")
-        note = " ".join(filter(None, remarks))
-        drawn = [{"kind": type(c).__name__.lower(), **asdict(c)} for c in study.curves.get(group, ())]
-        kind = (
-            {"measures": list(rows[0]["measures"]) if rows else []}
-            if measures
-            else {"measure": measure, "curve": curve}
-        )
-        groups.append({"name": group, "note": note, **kind, "drawn": drawn, "rows": rows})
-    return {
-        "name": study.name,
-        "title": study.title,
-        "question": study.question,
-        "findings": findings,
-        "groups": groups,
-        "environment": _common_environment([record["environment"] for record in records]),
-        "claims": _claims(study, records if not missing else None),
-        "protocol": study.protocol,
-        "size": study.size,
-        "command": f"paradepth study {study.name}" + ("" if study.size == "here" else f" --size {study.size}"),
-        "missing": [cell.name for cell in missing],
-    }
-
-
-def group_is_measured(study: Study, group: str) -> bool:
-    """Whether the cells of a group are measurements, and not training runs."""
-    return any(cell.command == "measure" for cell in study.cells if cell.group == group)
-
-
-def _lost_at(record: dict[str, Any]) -> str:
-    lost = record["diverged"]
-    return lost if isinstance(lost, str) else f"step {lost}"
-
-
-def _claims(study: Study, records: list[dict[str, Any]] | None) -> list[dict[str, str]]:
-    """Each claim with its verdict and figure, empty without the records of all cells."""
-    verdicts = verdicts_of(study, records) if records is not None else {}
-    return [
-        {**asdict(claim), **(asdict(verdicts[claim.name]) if verdicts else {"verdict": "", "figure": ""})}
-        for claim in study.claims
-    ]
-
-
-def verdicts_of(study: Study, records: list[dict[str, Any]]) -> dict[str, Verdict]:
-    """The study's verdict for each of its claims, from the records of all its cells.
-
-    Raises:
-        ValueError: a claim without a verdict, or a verdict without a claim.
-    """
-    verdicts = study.verdicts(records) if study.verdicts is not None else {}
-    names = [claim.name for claim in study.claims]
-    if set(verdicts) != set(names):
-        raise ValueError(f"study {study.name} has verdicts for {sorted(verdicts)}, and claims {sorted(names)}")
-    return verdicts
-
-
-def _measured_row(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One table row of measurements: each measure with one entry for each seed."""
-    first = records[0]
-    return {
-        "label": first["label"],
-        "recipe": first["recipe"],
-        "options": first["options"],
-        **{key: sum(r[key] for r in records) / len(records) for key in SPENT if all(key in r for r in records)},
-        "seeds": [record["seed"] for record in records],
-        "seconds": [record["seconds"] for record in records],
-        "measures": {key: [record["measures"][key] for record in records] for key in first["measures"]},
-    }
-
-
-def _row(records: list[dict[str, Any]], measure: str, curve: str) -> dict[str, Any]:
-    """One table row: what its seeds share, and one list entry for each seed of what they do not."""
-    first = records[0]
-    per_seed = {"seeds": "seed", "curves": "curve" if curve == "accuracy" else "loss_curve"} | {
-        key: key for key in ("accuracy", "validation_accuracy", "loss", "contribution", "stages", "flops", "seconds")
-    }
-    return {
-        "label": first["label"],
-        "recipe": first["recipe"],
-        "options": first["options"],
-        "layers": first["layers"],
-        "parameters": first["parameters"],
-        "layer_evals": sum(record["layer_evals"] for record in records) / len(records),
-        **{plural: [record[key] for record in records] for plural, key in per_seed.items()},
-        measure: [measured(record, measure) for record in records],
-    }
-
-
-def _compute_remark(rows: list[dict[str, Any]]) -> str:
-    evals = [row["layer_evals"] for row in rows if "layer_evals" in row]
-    if not evals or max(evals) - min(evals) <= _MATCHED * max(evals):
-        return ""
-    return f"Not matched in compute: from {min(evals):.3g} to {max(evals):.3g} layer evaluations."
-
-
-def _common_environment(environments: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the cells agree on; where they do not, all values that occur."""
-    common: dict[str, Any] = {}
-    for key in _ENVIRONMENT:
-        values = list(dict.fromkeys(str(environment[key]) for environment in environments if key in environment))
-        if len(values) == 1:
-            common[key] = next(environment[key] for environment in environments if key in environment)
-        elif values:
-            common[key] = " / ".join(values)
-    return common
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

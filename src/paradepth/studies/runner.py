@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from paradepth.atomic import write_json
+from paradepth.studies.collect import collect
+from paradepth.studies.forks import ForkServer
 from paradepth.studies.lock import StudyLock
-from paradepth.studies.record import MEASURED, collect, measured, read_diverged, read_record, read_run
+from paradepth.studies.record import MEASURED, measured, read_diverged, read_record, read_run
+from paradepth.studies.spawn import Process, Spawn
 from paradepth.studies.study import Cell, Study, resume_command, train_command
+from paradepth.studies.tiny_data import write_tiny_data
 from paradepth.train.checkpoint import CheckpointStore
 
 __all__ = ["Cell", "Study", "collect", "run_study"]
@@ -43,7 +46,7 @@ _FAILED, _REFUSED = 1, 2  # exit status of a command that fails, and of one that
 @dataclass
 class _Running:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: Process
     log: IO[bytes]
     resumed: bool
 
@@ -59,6 +62,7 @@ def run_study(
     say: Callable[[str], object] = print,
     command: Command | None = None,
     resume: Command | None = None,
+    server: ForkServer | None = None,
 ) -> dict[str, Any]:
     """Train the cells of a study that are missing, then write `results.json` and `report.html`.
 
@@ -71,7 +75,7 @@ def run_study(
     Args:
         study: the grid.
         out: the study's folder, created where needed.
-        data_dir: passed on to every cell.
+        data_dir: passed on to every cell. At size "smoke" it is `out`/data by default, with generated data sets.
         workers: how many cells run at a time. `seconds` in the results are measured under that load.
         only: run only cells whose name matches this pattern, as in a shell (`*`, `?`, `[abc]`), and what they start
             from.
@@ -79,6 +83,8 @@ def run_study(
         say: told about progress, a line at a time.
         command: what trains a cell into a run directory; `paradepth train` by default.
         resume: what goes on with an interrupted run; `paradepth resume` by default.
+        server: what forks the processes, where several studies share one; by default one of its own, where the system
+            can fork.
 
     Returns:
         `done` and `skipped` (names of cells), `failed` (dicts with `name` and `reason`) and `out`.
@@ -99,11 +105,17 @@ def run_study(
     out = Path(out)
     for folder in (out / "cells", out / "runs"):
         folder.mkdir(parents=True, exist_ok=True)
-    train = command or partial(train_command, data_dir=None if data_dir is None else Path(data_dir))
     lock = StudyLock(out / ".lock", say=say)
     try:
-        runner = _Runner(study, out, lock, train, resume or resume_command, workers, rerun, say)
-        runner.run(cells)
+        if study.size == "smoke" and data_dir is None:
+            data_dir = write_tiny_data(out / "data")
+        train = command or partial(train_command, data_dir=None if data_dir is None else Path(data_dir))
+        spawn = Spawn(lock.descriptor, server, say)
+        try:
+            runner = _Runner(study, out, lock, spawn, train, resume or resume_command, workers, rerun, say)
+            runner.run(cells)
+        finally:
+            spawn.close()
         _write_results(study, out)
     finally:
         lock.release()
@@ -121,13 +133,15 @@ class _Runner:
         study: Study,
         out: Path,
         lock: StudyLock,
+        spawn: Spawn,
         train: Command,
         resume: Command,
         workers: int,
         rerun: bool,
         say: Callable[[str], object],
     ) -> None:
-        self.study, self.out, self.lock, self.train, self.resume = study, out, lock, train, resume
+        self.study, self.out, self.lock, self.spawn = study, out, lock, spawn
+        self.train, self.resume = train, resume
         self.workers, self.rerun, self.say = workers, rerun, say
         self.running: list[_Running] = []
         self.done: list[str] = []
@@ -222,16 +236,7 @@ class _Runner:
             words = (self.resume if resumed else self.train)(cell, run)
             log = open(self.out / "runs" / f"{cell.name}.log", "ab" if resumed else "wb")  # noqa: SIM115
             try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-                    # Its own session: Ctrl-C in a terminal reaches the runner alone, which then stops it in order.
-                    start_new_session=True,
-                    pass_fds=(self.lock.descriptor,),
-                )
+                process = self.spawn(words, log)
             except BaseException:
                 log.close()
                 raise

@@ -2,16 +2,33 @@
 
 Fashion-MNIST, width 64, patch 7; every model has 8 layers except the serial stack of depth 2. All cells of a group
 spend the same number of layer evaluations. A small budget and one four times larger, because a small net wins when
-compute is short.
+compute is short. At size "paper" the authors' setting: width 192, 224 pixels, 16 layers, on the three data sets for
+which they give accuracies, as many layer evaluations as 300 epochs of the serial stack take.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 from statistics import mean, stdev
 from typing import Any
 
+from paradepth.studies.claim import PARAFORMER, Claim, Verdict
+from paradepth.studies.rules import Compared, compare
 from paradepth.studies.study import Cell, Size, Study
+
+OVER_VIT, JOINT_WORSE, FASTER = "accuracy-over-vit", "joint-is-worse-than-serial", "convergence-speed"
+CLAIMS = (
+    Claim(OVER_VIT, "A ParaFormer is up to 2.39 points more accurate than a ViT of as many layers.", PARAFORMER),
+    Claim(JOINT_WORSE, "Branches that are trained jointly are worse than a serial Transformer.", PARAFORMER),
+    Claim(FASTER, "Progressive approximation converges faster than a serial Transformer.", PARAFORMER),
+)
+PROTOCOL = (
+    "Serial stacks and ParaFormers of as many layers and parameters, under every schedule, each group at the same "
+    "number of layer evaluations (a layer on a sample, forward and backward), test accuracy of the full model. The "
+    "serial stack of depth 2 has fewer parameters and makes more updates for the same compute. A difference counts "
+    "where it exceeds two standard errors over the seeds."
+)
 
 BUDGETS = {"small": "2e5 layer_evals", "large": "8e5 layer_evals"}
 NOTES = {
@@ -30,6 +47,16 @@ COMMON: dict[str, Any] = {  # whatever a recipe may come to choose otherwise
     "label_smoothing": 0.0,
     "ema": 0.0,
     "validations": 5,
+}
+DIGITS: dict[str, Any] = {  # what makes a run of images take a moment, on data that are embedded
+    "data": "digits",
+    "patch_size": 4,
+    "width": 8,
+    "heads": 2,
+    "mlp": 16,
+    "flip": False,
+    "batch_size": 32,
+    "validations": 2,
 }
 STAGEWISE: dict[str, Any] = {"schedule": "stagewise", "predecessors": "free", "anneal": "run", "new_branch": "zero"}
 STAGEWISE |= {"advance_on": "fixed", "prefix_losses": False}
@@ -50,26 +77,54 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+AUTHORS: dict[str, Any] = {"image_size": 224, "patch_size": 16, "embedding": "linear"}
+AUTHORS |= {"pool": "cls", "dropout": 0.1, "attention_dropout": 0.1, "validations": 20}
+PAPER_SETS = {"Fashion-MNIST": ("fashion_mnist", 54_000), "CIFAR-10": ("cifar10", 45_000)}
+PAPER_SETS["CIFAR-100"] = ("cifar100", 45_000)
+PAPER_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "serial, depth 16": ("paraformer_authors_224", {"model": "vit_tiny", "depth": 16, "schedule": "joint"}),
+    "serial, depth 2": ("paraformer_authors_224", {"model": "vit_tiny", "depth": 2, "schedule": "joint"}),
+    "PF 8×2 joint": ("paraformer_authors_224", {"schedule": "joint"}),
+    "PF 8×2 cycle": ("paraformer_authors_224", {"schedule": "cycle", "second_pass": True}),
+    "PF 8×2 one_pass": ("paraformer_authors_224", {"schedule": "one_pass"}),
+    "PF 8×2 stagewise": ("paraformer_authors_224", STAGEWISE),
+    "PF 4×4 stagewise": ("paraformer_authors_224", {**STAGEWISE, "branches": 4, "depth": 4}),
+}
+
+Records = list[dict[str, Any]]
+
+
 def _percent(values: list[float]) -> str:
     spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.2f}{spread}"
 
 
-def findings(records: list[dict[str, Any]]) -> list[str]:
-    """What wins in each group, against the serial stack of equal depth, and where accuracy rises with every prefix."""
+def _rows(records: Records, group: str) -> dict[str, Records]:
+    rows: dict[str, Records] = {}
+    for record in records:
+        if record["group"] == group:
+            rows.setdefault(record["label"], []).append(record)
+    return rows
+
+
+def _serial(rows: dict[str, Records]) -> list[str]:
+    """Labels of the serial stacks, the deepest first."""
+    return sorted((label for label in rows if label.startswith("serial")), key=lambda label: -rows[label][0]["layers"])
+
+
+def findings(records: Records) -> list[str]:
+    """What wins in each group, against the deepest serial stack, and where accuracy rises with every prefix."""
     texts = []
-    for group in BUDGETS:
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for record in records:
-            if record["group"] == group:
-                rows.setdefault(record["label"], []).append(record)
+    for group in dict.fromkeys(record["group"] for record in records):
+        rows = _rows(records, group)
         final = {label: [record["accuracy"][-1] for record in seeds] for label, seeds in rows.items()}
         order = sorted(final, key=lambda label: -mean(final[label]))
-        deep = "serial, depth 8"
+        deep = _serial(rows)[0]
+        where = f"{group.capitalize()} budget" if group in BUDGETS else group
         texts.append(
-            f"{group.capitalize()} budget, test accuracy of the full model in %: "
+            f"{where}, test accuracy of the full model in %: "
             + "; ".join(f"{label} {_percent(final[label])}" for label in order)
-            + f". {order[0]} wins; against the serial stack of depth 8 it gains "
+            + f". {order[0]} wins; against the serial stack of depth {rows[deep][0]['layers']} it gains "
             + f"{100 * (mean(final[order[0]]) - mean(final[deep])):.2f} points."
         )
         rising, falling = [], []
@@ -79,28 +134,129 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
                 shown = f"{label} ({', '.join(f'{100 * a:.2f}' for a in prefixes)})"
                 (rising if all(a < b for a, b in pairwise(prefixes)) else falling).append(shown)
         texts.append(
-            f"{group.capitalize()} budget, mean test accuracy by prefix. "
+            f"{where}, mean test accuracy by prefix. "
             f"Rising with every prefix: {'; '.join(rising) or 'none'}. "
             f"Not rising with every prefix: {'; '.join(falling) or 'none'}."
         )
     return texts
 
 
+def verdicts(records: Records) -> dict[str, Verdict]:
+    """A ParaFormer must beat the serial stack of equal depth in every group; that a shallow one beats both is a
+    condition. Joint training must be worse in every group. Convergence is the part of the compute after which the
+    validation accuracy is what the serial stack ends with; that a shallow one is there sooner is a condition."""
+    groups = {group: _rows(records, group) for group in dict.fromkeys(r["group"] for r in records)}
+    return {
+        OVER_VIT: _over_vit(groups),
+        JOINT_WORSE: _joint_worse(groups),
+        FASTER: _faster(groups),
+    }
+
+
+def _final(rows: dict[str, Records], label: str) -> list[float]:
+    return [record["accuracy"][-1] for record in rows[label]]
+
+
+def _best(rows: dict[str, Records]) -> str:
+    """The best of the ParaFormers that are trained progressively."""
+    progressive = [label for label in rows if label.startswith("PF") and not label.endswith("joint")]
+    return max(progressive, key=lambda label: mean(_final(rows, label)))
+
+
+def _over_vit(groups: dict[str, dict[str, Records]]) -> Verdict:
+    results, shallow, parts = [], [], []
+    for group, rows in groups.items():
+        best, (deep, *others) = _best(rows), _serial(rows)
+        result = compare(_final(rows, best), _final(rows, deep))
+        results.append(result)
+        shallow += [compare(_final(rows, best), _final(rows, other)) for other in others]
+        parts.append(
+            f"{group}: {best} {_percent(_final(rows, best))} %, {deep} {_percent(_final(rows, deep))} %"
+            + "".join(f", {other} {_percent(_final(rows, other))} %" for other in others)
+        )
+    figure = f"{'; '.join(parts)}."
+    if any(result != Compared.BETTER for result in results):
+        return Verdict("does not hold", figure)
+    if any(result == Compared.WORSE for result in shallow):
+        return Verdict(
+            "holds with conditions",
+            f"{figure} At equal compute and parameters it holds; a serial stack as shallow as one branch, which makes "
+            "more updates for the same compute, is better still.",
+        )
+    return Verdict("holds", figure)
+
+
+def _joint_worse(groups: dict[str, dict[str, Records]]) -> Verdict:
+    results, parts = [], []
+    for group, rows in groups.items():
+        joint, deep = next(label for label in rows if label.endswith("joint")), _serial(rows)[0]
+        results.append(compare(_final(rows, joint), _final(rows, deep)))
+        parts.append(f"{group}: {joint} {_percent(_final(rows, joint))} %, {deep} {_percent(_final(rows, deep))} %")
+    worse = sum(result == Compared.WORSE for result in results)
+    verdict = "holds" if worse == len(results) else "holds with conditions" if worse else "does not hold"
+    return Verdict(verdict, f"{'; '.join(parts)}: worse in {worse} of {len(results)} groups.")
+
+
+def _faster(groups: dict[str, dict[str, Records]]) -> Verdict:
+    faster, beaten, parts = 0, 0, []
+    for group, rows in groups.items():
+        best, (deep, *others) = _best(rows), _serial(rows)
+        goal = mean(record["curve"][-1][1] for record in rows[deep])
+        spent = mean(record["layer_evals"] for record in rows[deep])
+        reached = {label: _reaches(rows[label], goal, spent) for label in (best, *others)}
+        ours = reached.pop(best)
+        faster += ours < 1
+        beaten += any(other < ours for other in reached.values())
+        shown = ", ".join(f"{label} after {_part(part)}" for label, part in {best: ours, **reached}.items())
+        parts.append(f"{group}: {shown}")
+    figure = (
+        "Part of the compute after which the final validation accuracy of the serial stack of as many layers is there, "
+        f"{'; '.join(parts)}."
+    )
+    if beaten:
+        figure += " A serial stack as shallow as one branch is there sooner."
+    if faster == len(groups) and not beaten:
+        return Verdict("holds", figure)
+    return Verdict("holds with conditions" if faster else "does not hold", figure)
+
+
+def _reaches(records: Records, goal: float, spent: float) -> float:
+    """The part of the compute after which every seed has reached an accuracy, infinite if one never does."""
+    parts = [next((evals for evals, accuracy in r["curve"] if accuracy >= goal), inf) / spent for r in records]
+    return mean(parts)
+
+
+def _part(part: float) -> str:
+    return f"{100 * part:.0f} %" if part < inf else "more than all"
+
+
 def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
-    """Serial stacks against ParaFormers under every schedule, at two budgets of equal compute."""
+    """Serial stacks against ParaFormers under every schedule, at equal compute."""
+    groups: dict[str, tuple[dict[str, tuple[str, dict[str, Any]]], dict[str, Any]]]
+    if size == "paper":
+        groups = {
+            name: (PAPER_ROWS, {**AUTHORS, "data": data, "budget": f"{300 * samples * 16} layer_evals"})
+            for name, (data, samples) in PAPER_SETS.items()
+        }
+    else:
+        groups = {group: (ROWS, {**COMMON, "budget": budget}) for group, budget in BUDGETS.items()}
+    if size == "smoke":
+        chosen = ("serial, depth 8", "serial, depth 2", "PF 4×2 joint", "PF 4×2 stagewise")
+        groups = {"small": ({row: ROWS[row] for row in chosen}, {**COMMON, **DIGITS, "budget": "4096 layer_evals"})}
+        seeds = seeds[:1]
     cells = []
-    for group, budget in BUDGETS.items():
-        for label, (recipe, options) in ROWS.items():
-            slug = label.replace("×", "x").replace(",", "").replace(" ", "-").lower()
-            for seed in seeds:
-                cells.append(
-                    Cell(f"{group}-{slug}-{seed}", group, label, recipe, {**COMMON, **options, "budget": budget}, seed)
-                )
+    for group, (rows, given) in groups.items():
+        for label, (recipe, options) in rows.items():
+            slug = f"{group}-{label}".replace("×", "x").replace(",", "").replace(" ", "-").lower()
+            cells += [Cell(f"{slug}-{seed}", group, label, recipe, {**given, **options}, seed) for seed in seeds]
     return Study(
         name="schedules",
         title="Schedules and shapes at equal compute",
         question="Does a ParaFormer beat a serial Transformer at equal compute, and under which schedule and shape?",
         cells=tuple(cells),
         findings=findings,
-        notes=NOTES,
+        notes=NOTES if size == "here" else {},
+        claims=CLAIMS,
+        protocol=PROTOCOL,
+        verdicts=verdicts,
     )

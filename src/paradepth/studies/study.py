@@ -40,6 +40,7 @@ class Cell:
         after: the cell whose finished run this one fine-tunes, or measures.
         command: what makes the run: "train", "continual" for tasks that are learned one after another, or "measure"
             for a function of `paradepth.studies.measurements`.
+        folder: of the data folder, the part that the cell reads, where it is not the whole.
 
     Raises:
         ValueError: an unsafe name, an option the runner sets, an option value that is not as above, or a continual run
@@ -58,6 +59,7 @@ class Cell:
     seed: int
     after: Cell | None = None
     command: Literal["train", "continual", "measure"] = "train"
+    folder: str = ""
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name) or self.name.endswith((".log", ".json")):
@@ -83,6 +85,11 @@ class Cell:
                         f"cell {self.name}: option {option!r} is {value!r}, but must be a string, a number, a boolean, "
                         "None or a flat list of these"
                     )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it trains on the digits that come with scikit-learn, which lie in no folder."""
+        return self.command == "train" and self.options.get("data", self.recipe.split("_")[0]) == "digits"
 
     @property
     def options_hash(self) -> str:
@@ -229,7 +236,7 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
 
     >>> cell = Cell(name="a", group="g", label="l", recipe="digits", options={"ema": False, "lr": 1e-3}, seed=3)
     >>> " ".join(train_command(cell, Path("runs/a"))[3:])
-    'train digits --no-ema --lr 0.001 --seed 3 --threads 1 --run-dir runs/a --overwrite --json'
+    'train digits --no-ema --lr 0.001 --seed 3 --threads 1 --run-dir runs/a --overwrite --no-report --json'
     """
     if cell.command == "measure":
         return _measure_command(cell, run, data_dir)
@@ -246,16 +253,17 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
             words.append(f"--{flag}")
             words += [str(item) for item in (value if isinstance(value, (list, tuple)) else (value,))]
     words += ["--seed", str(cell.seed), "--threads", "1"]
-    if data_dir is not None:
-        words += ["--data-dir", str(data_dir)]
-    return [*words, "--run-dir", str(run), "--overwrite", "--json"]
+    if data_dir is not None and not cell.embedded:
+        words += ["--data-dir", str(data_dir / cell.folder)]
+    words += ["--run-dir", str(run), "--overwrite"]
+    return [*words, *(["--no-report"] if cell.command == "train" else []), "--json"]
 
 
 def _measure_command(cell: Cell, run: Path, data_dir: Path | None) -> list[str]:
     words = [sys.executable, "-m", "paradepth.studies.measure", cell.recipe]
     words += ["--options", json.dumps(dict(cell.options)), "--seed", str(cell.seed)]
     if data_dir is not None:
-        words += ["--data-dir", str(data_dir)]
+        words += ["--data-dir", str(data_dir / cell.folder)]
     if cell.after is not None:
         words += ["--source", str(run.parent / cell.after.name)]
     return [*words, "--run-dir", str(run)]
@@ -263,4 +271,5 @@ def _measure_command(cell: Cell, run: Path, data_dir: Path | None) -> list[str]:
 
 def resume_command(cell: Cell, run: Path) -> list[str]:
     """The command line that goes on with the interrupted run of a cell."""
-    return [sys.executable, "-m", "paradepth", "resume", str(run), "--json"]
+    words = [sys.executable, "-m", "paradepth", "resume", str(run)]
+    return [*words, *(["--no-report"] if cell.command == "train" else []), "--json"]

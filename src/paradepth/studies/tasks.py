@@ -5,24 +5,32 @@ the same number of layer evaluations and, but for one, have the same number of p
 depth: an ordinary one (h = 1), which is what branches are held against, and one of step h = 1/12, the network that
 layer-parallel training solves. The exception is a serial stack as shallow as one branch, which takes three times as
 many steps: what `stagewise` saves on its early stages, it saves as well.
+
+At size "paper" the networks of the layer-parallel paper with its MGRIT settings: 64 layers for tagging, 6 + 6 for
+translation, 2 + 16 + 2 of GPT-2, 128 of BERT. Its data lie in folders of the data folder: openwebtext, c4, opus.
 """
 
 from __future__ import annotations
 
-from math import sqrt
-from statistics import mean, stdev
 from typing import Any
 
 from paradepth.studies import schedules
-from paradepth.studies.record import measured
+from paradepth.studies._tasks_said import (
+    BRANCHES,
+    CLAIMS,
+    CONTROLLED,
+    KEYS,
+    ODE,
+    PARALLEL,
+    PROTOCOL,
+    SERIAL,
+    SHALLOW,
+    findings,
+    verdicts,
+)
+from paradepth.studies.rules import doubt as doubt
+from paradepth.studies.rules import show as show
 from paradepth.studies.study import Cell, Size, Study
-
-LOSS_LIMIT = 0.01  # layer-parallel training with the controller is to be this close: part of the serial loss,
-LIMITS = {"accuracy": 0.005, "bleu": 0.5}  # and of the headline, where it is another measure
-
-SERIAL, SHALLOW, ODE = "serial", "serial, depth 4", "serial, h = 1/12"
-PARALLEL, CONTROLLED = "layer-parallel", "layer-parallel, controller"
-BRANCHES = ("PF 3×4 joint", "PF 3×4 one_pass", "PF 3×4 stagewise")
 
 # Whatever a recipe may come to choose otherwise.
 COMMON: dict[str, Any] = {
@@ -47,13 +55,12 @@ MGRIT |= {"forward_iterations": 1, "backward_iterations": 1, "recompute": False}
 CONTROL: dict[str, Any] = {"control": True, "probe_every": 25, "rho_threshold": 0.3, "rho_return": 0.05}
 CONTROL |= {"probe_patience": 1, "max_iterations": 4}
 
-# Recipe, options, and the measure that rows are compared by. A translator's depth is that of its encoder and of its
+# Recipe and options. A translator's depth is that of its encoder and of its
 # decoder: its 12 layers are 6 and 6, and those of a branch two and two.
-TASKS: dict[str, tuple[str, dict[str, Any], str]] = {
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "causal language model": (
         "shakespeare_gpt",
         {"model": "gpt_nano", "context": 64, "batch_size": 16, "budget": "76800 layer_evals"},
-        "loss",
     ),
     "masked language model": (
         "bert_mini",
@@ -69,7 +76,6 @@ TASKS: dict[str, tuple[str, dict[str, Any], str]] = {
             "learning_rate": 4e-3,
             "budget": "230400 layer_evals",
         },
-        "accuracy",
     ),
     "tagging": (
         "ewt_tagger",
@@ -82,12 +88,10 @@ TASKS: dict[str, tuple[str, dict[str, Any], str]] = {
             "learning_rate": 3e-3,
             "budget": "230400 layer_evals",
         },
-        "accuracy",
     ),
     "translation": (
         "multi30k_transformer",
         {"model": "translator_nano", "vocab_size": 2000, "batch_size": 32, "budget": "307200 layer_evals"},
-        "bleu",
     ),
 }
 NOTES = {
@@ -96,6 +100,17 @@ NOTES = {
     "tagging": "Universal Dependencies' English Web Treebank, parts of speech: 1.5 passes, 600 batches of 32.",
     "translation": "Multi30k from German to English, 0.9 passes, 800 batches of 32; beam search on the 2016 test.",
 }
+
+
+SMOKE: dict[str, Any] = {"width": 8, "mlp": 16, "context": 16, "batch_size": 4, "validations": 2}
+PAPER_LAYERS = {"causal language model": 20, "masked language model": 128, "tagging": 64, "translation": 12}
+PAPER_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal language model": ("gpt2_openwebtext", {}),
+    "masked language model": ("bert_c4", {}),
+    "tagging": ("mc_gum_published", {}),
+    "translation": ("opus_published", {}),
+}
+PAPER_FOLDERS = {"causal language model": "openwebtext", "masked language model": "c4", "translation": "opus"}
 
 
 def rows(task: str) -> dict[str, dict[str, Any]]:
@@ -117,84 +132,43 @@ def rows(task: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def findings(records: list[dict[str, Any]]) -> list[str]:
-    """For each task: branches against the serial stack, and layer-parallel training against its serial counterpart."""
-    texts = []
-    for task, (_, _, key) in TASKS.items():
-        found: dict[str, dict[str, list[float]]] = {}
-        for record in records:
-            if record["group"] == task:
-                row = found.setdefault(record["label"], {"loss": [], key: []})
-                for name in row:
-                    row[name].append(measured(record, name)[-1])
-        texts.append(_about_branches(task, key, found))
-        texts.append(_about_layers(task, key, found))
-    return texts
-
-
-def _about_branches(task: str, key: str, found: dict[str, dict[str, list[float]]]) -> str:
-    """Which schedules of branches win against the serial stack, by more than the seeds' spread; and the shallow one."""
-    said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart from it by these seeds": []}
-    for label in BRANCHES:
-        ours, theirs = found[label][key], found[SERIAL][key]
-        gain = (mean(ours) - mean(theirs)) * (-1 if key == "loss" else 1)
-        better, worse, same = said
-        verdict = same if abs(gain) <= doubt(ours, theirs) else better if gain > 0 else worse
-        said[verdict].append(f"{label} {show(key, ours)}")
-    parts = [f"{verdict}: {', '.join(labels)}" for verdict, labels in said.items() if labels]
-    return (
-        f"{task.capitalize()}, {key}: the serial stack has {show(key, found[SERIAL][key])}. {'; '.join(parts)}. "
-        f"A serial stack of a third of the layers, in three times the steps: {show(key, found[SHALLOW][key])}."
-    )
-
-
-def _about_layers(task: str, key: str, found: dict[str, dict[str, list[float]]]) -> str:
-    """How far layer-parallel training is from serial training of the same network."""
-    serial, parts = found[ODE], []
-    for label in (PARALLEL, CONTROLLED):
-        excess = mean(found[label]["loss"]) / mean(serial["loss"]) - 1
-        part = f"{label} has a loss {100 * abs(excess):.2f} % {'above' if excess > 0 else 'below'} serial training"
-        close = excess <= LOSS_LIMIT
-        if key in LIMITS:
-            behind = mean(serial[key]) - mean(found[label][key])
-            close = close and behind <= LIMITS[key]
-            unit, factor = ("points of accuracy", 100.0) if key == "accuracy" else ("BLEU", 1.0)
-            part += f", and {factor * abs(behind):.2f} {unit} {'less' if behind > 0 else 'more'}"
-        limit = f"{100 * LOSS_LIMIT:.0f} % of the loss" + (f" and {_limit(key)}" if key in LIMITS else "")
-        parts.append(f"{part}: {'within' if close else 'not within'} {limit}")
-    return f"{task.capitalize()}, the network of step 1/12: {'; '.join(parts)}."
-
-
-def _limit(key: str) -> str:
-    return f"{100 * LIMITS[key]:g} points" if key == "accuracy" else f"{LIMITS[key]:g} BLEU"
-
-
-def doubt(ours: list[float], theirs: list[float]) -> float:
-    """Two standard errors of the difference of two means; 0 for single seeds, where there is no telling."""
-    if min(len(ours), len(theirs)) < 2:
-        return 0.0
-    return 2 * sqrt(stdev(ours) ** 2 / len(ours) + stdev(theirs) ** 2 / len(theirs))
-
-
-def show(key: str, values: list[float]) -> str:
-    """Mean and deviation of a measure over the seeds.
-
-    >>> show("accuracy", [0.5, 0.52]), show("loss", [1.25])
-    ('51.00 ± 1.41', '1.2500')
-    """
-    factor, digits = {"accuracy": (100.0, 2), "loss": (1.0, 4)}.get(key, (1.0, 2))
-    spread = f" ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{factor * mean(values):.{digits}f}{spread}"
+def paper_rows(task: str) -> dict[str, dict[str, Any]]:
+    """The same at the paper's size: what the recipe says of the network and of MGRIT stays."""
+    half = 2 if task == "translation" else 1
+    layers = PAPER_LAYERS[task] // half
+    count = 3 if task == "translation" else 4 if layers == 20 else 8
+    serial: dict[str, Any] = {"executor": "serial", "control": False}
+    stack = {**serial, "branches": 0, "depth": layers, "schedule": "joint", "step": 1.0, "buffers": [0, 0]}
+    branches = stack | {"branches": count, "depth": layers // count}
+    shape = f"PF {count}×{PAPER_LAYERS[task] // count}"
+    return {
+        SERIAL: stack,
+        f"serial, depth {PAPER_LAYERS[task] // count}": stack | {"depth": layers // count},
+        "serial, the paper's step": serial,
+        f"{shape} joint": branches,
+        f"{shape} one_pass": branches | {"schedule": "one_pass"},
+        f"{shape} stagewise": branches | schedules.STAGEWISE,
+        PARALLEL: {"control": False, "probe_every": None},
+        CONTROLLED: {"control": True, "probe_every": 500},
+    }
 
 
 def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Serial stacks, branches under three schedules, and layer-parallel training, on four tasks."""
+    chosen, common = (PAPER_TASKS, {}) if size == "paper" else (TASKS, COMMON)
+    small: dict[str, Any] = {}
+    if size == "smoke":
+        chosen, seeds = {name: TASKS[name] for name in ("causal language model",)}, seeds[:1]
+        small = {**SMOKE, "budget": "384 layer_evals"}
     cells = []
-    for task, (recipe, options, _) in TASKS.items():
-        for label, own in rows(task).items():
-            slug = f"{task} {label}".translate(str.maketrans({"×": "x", "/": "-", ",": "", "=": ""}))
+    for task, (recipe, options) in chosen.items():
+        of_task = paper_rows(task) if size == "paper" else rows(task)
+        for label, own in of_task.items():
+            slug = f"{task} {label}".translate(str.maketrans({"×": "x", "/": "-", ",": "", "=": "", "'": ""}))
             slug = "-".join(slug.lower().split())
-            cells += [Cell(f"{slug}-{s}", task, label, recipe, {**COMMON, **options, **own}, s) for s in seeds]
+            given = {**common, **options, **small, **own}
+            folder = PAPER_FOLDERS.get(task, "") if size == "paper" else ""
+            cells += [Cell(f"{slug}-{s}", task, label, recipe, given, s, folder=folder) for s in seeds]
     return Study(
         name="tasks",
         title="Branches and layers in parallel, on four tasks",
@@ -202,6 +176,9 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
         "training reach what serial training of the same network reaches?",
         cells=tuple(cells),
         findings=findings,
-        notes=NOTES,
-        headline={task: key for task, (_, _, key) in TASKS.items()},
+        notes=NOTES if size == "here" else {},
+        headline={task: KEYS[task] for task in chosen},
+        claims=CLAIMS,
+        protocol=PROTOCOL,
+        verdicts=verdicts,
     )

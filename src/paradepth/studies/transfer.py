@@ -6,8 +6,7 @@ Fashion-MNIST (another kind; grey values are repeated, 28 pixels become 32). 8 l
 a serial stack. Every fine-tuned model stands beside the same network trained from scratch on the same images for the
 same number of layer evaluations, and, at one fraction, for as many as pretraining and fine-tuning took together.
 
-At full size: `paradepth train cifar100_paraformer`, `cifar100_vit`, then `paradepth finetune RUN --task cifar10
---train-fraction 0.01`.
+At size "paper", whose sets and sizes are not stated, ViT-Tiny's width and the budgets of the recipes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,23 @@ from statistics import mean
 from typing import Any
 
 from paradepth.studies import schedules
+from paradepth.studies.claim import DUAT, Claim, Verdict
 from paradepth.studies.record import measured
+from paradepth.studies.rules import Compared, compare, doubt, show
 from paradepth.studies.study import Cell, Size, Study
-from paradepth.studies.tasks import doubt, show
 
+HELPS, BETTER, SCALING = "fine-tuning-transfer", "branches-transfer-better", "scaling-over-data"
+CLAIMS = (
+    Claim(HELPS, "Branches that were trained on a large set can be fine-tuned on a small one.", DUAT),
+    Claim(BETTER, "Do branches transfer better than a serial stack?", DUAT, "question"),
+    Claim(SCALING, "Do branches beat a serial stack whatever the size of the data set?", DUAT, "question"),
+)
+PROTOCOL = (
+    "Branches and a serial stack of equal parameters, trained on CIFAR-100 with equal compute, then fine-tuned on "
+    "parts of other sets. Beside each stands the same network trained from scratch on the same images, with the "
+    "compute of fine-tuning (and, at one part, also that of pretraining). A difference counts where it exceeds two "
+    "standard errors over the seeds."
+)
 PRETRAINING = "pretraining on CIFAR-100"
 BRANCHES, SERIAL = "PF 4×2", "serial"
 TUNED, SCRATCH, LONG = "fine-tuned", "from scratch", "from scratch, with the compute of pretraining, too"
@@ -58,22 +70,52 @@ TUNING: dict[str, Any] = {**COMMON, "schedule": "joint", "learning_rate": 1e-3, 
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """For each fraction whether pretraining helps, and whether branches or a serial stack end better; then what the
     compute of pretraining is worth without it."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        found.setdefault((record["group"], record["label"]), []).append(measured(record, "accuracy")[-1])
+    found = _found(records)
     before = [f"{show('accuracy', found[PRETRAINING, kind])} % ({kind})" for kind in SCRATCHES]
     texts = [f"Accuracy on CIFAR-100 after pretraining: {', '.join(before)}."]
-    for name in SETS:
-        for fraction in FRACTIONS:
-            group = _group(name, fraction)
-            texts.append(f"{group}: {_gains(group, found)} {_better(group, found)}")
-    for name in SETS:
-        group = _group(name, LONG_AT)
-        texts.append(f"{group}, the compute of pretraining and fine-tuning spent from scratch: {_long(group, found)}")
+    for group in _tuned_groups(found):
+        texts.append(f"{group}: {_gains(group, found)} {_better(group, found)}")
+    for group in _tuned_groups(found):
+        if (group, _label(BRANCHES, LONG)) in found:
+            texts.append(
+                f"{group}, the compute of pretraining and fine-tuning spent from scratch: {_long(group, found)}"
+            )
     return texts
 
 
+def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
+    """Fine-tuned branches against branches from scratch, and branches against a serial stack, both fine-tuned and both
+    from scratch: holds where it is better in every group, with conditions where it is in some."""
+    found = _found(records)
+    groups = _tuned_groups(found)
+    said = {}
+    for name, what, pair in (
+        (HELPS, "Fine-tuned branches against branches from scratch", ((BRANCHES, TUNED), (BRANCHES, SCRATCH))),
+        (BETTER, "Fine-tuned branches against a fine-tuned serial stack", ((BRANCHES, TUNED), (SERIAL, TUNED))),
+        (SCALING, "Branches against a serial stack, both from scratch", ((BRANCHES, SCRATCH), (SERIAL, SCRATCH))),
+    ):
+        rows = {group: [found[group, _label(*row)] for row in pair] for group in groups}
+        results = [compare(*both) for both in rows.values()]
+        shown = ", ".join(f"{group} {100 * (mean(a) - mean(b)):+.2f}" for group, (a, b) in rows.items())
+        better, worse = (results.count(result) for result in (Compared.BETTER, Compared.WORSE))
+        verdict = "holds" if better == len(groups) else "holds with conditions" if better else "does not hold"
+        figure = f"{what}, points of accuracy: {shown}. Better in {better}, worse in {worse} of {len(groups)} groups."
+        said[name] = Verdict(verdict, figure)
+    return said
+
+
 _Found = dict[tuple[str, str], list[float]]
+
+
+def _found(records: list[dict[str, Any]]) -> _Found:
+    found: _Found = {}
+    for record in records:
+        found.setdefault((record["group"], record["label"]), []).append(measured(record, "accuracy")[-1])
+    return found
+
+
+def _tuned_groups(found: _Found) -> list[str]:
+    return [group for group in dict.fromkeys(group for group, _ in found) if group != PRETRAINING]
 
 
 def _gains(group: str, found: _Found) -> str:
@@ -126,25 +168,39 @@ def _budget(layer_evals: int) -> str:
 def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Branches and a serial stack, pretrained and not, on four fractions of two data sets."""
     slugs = {BRANCHES: "pf", SERIAL: "serial"}
+    sets, fractions, scratches, tuning = SETS, FRACTIONS, SCRATCHES, TUNING
+    evals, batch = LAYER_EVALS, BATCH
+    if size == "smoke":
+        small = {"width": 8, "heads": 2, "mlp": 16, "precision": "float32", "validations": 1}
+        scratches = {kind: (recipe, {**given, **small}) for kind, (recipe, given) in SCRATCHES.items()}
+        sets, fractions, seeds = {"Fashion-MNIST": "fashion_mnist"}, {LONG_AT: 0.1}, seeds[:1]
+        tuning = {**TUNING, "precision": "float32", "validations": 1}
+        evals, batch = {PRETRAINING: 1024, TUNED: 512}, {PRETRAINING: 16, TUNED: 16}
+    elif size == "paper":
+        large = {"patch_size": 4, "width": 192, "heads": 3, "mlp": 768}
+        scratches = {kind: (recipe, {**given, **large}) for kind, (recipe, given) in SCRATCHES.items()}
+        evals = {PRETRAINING: 100 * 45_000 * 8, TUNED: 10 * 45_000 * 8}
     sources: dict[str, list[Cell]] = {}
-    for kind, (recipe, options) in SCRATCHES.items():
-        chosen = {**options, "data": "cifar100", "batch_size": BATCH[PRETRAINING]}
-        chosen["budget"] = _budget(LAYER_EVALS[PRETRAINING])
+    for kind, (recipe, options) in scratches.items():
+        chosen = {**options, "data": "cifar100", "batch_size": batch[PRETRAINING]}
+        chosen["budget"] = _budget(evals[PRETRAINING])
         sources[kind] = [Cell(f"pretraining-{slugs[kind]}-{s}", PRETRAINING, kind, recipe, chosen, s) for s in seeds]
     cells = [cell for of_kind in sources.values() for cell in of_kind]
-    for name, data in SETS.items():
-        for fraction, part in FRACTIONS.items():
+    for name, data in sets.items():
+        for fraction, part in fractions.items():
             group, slug = _group(name, fraction), f"{data}-{fraction.split()[0]}"
-            own = {"train_fraction": part, "budget": _budget(LAYER_EVALS[TUNED])}
-            for kind, (recipe, options) in SCRATCHES.items():
+            own = {"train_fraction": part, "budget": _budget(evals[TUNED])}
+            if batch[TUNED] != BATCH[TUNED]:
+                own["batch_size"] = batch[TUNED]
+            for kind, (recipe, options) in scratches.items():
                 label, start = _label(kind, TUNED), f"{slug}-{slugs[kind]}"
-                for source in sources[kind]:
-                    cell = Cell(f"{start}-tuned-{source.seed}", group, label, data, {**TUNING, **own}, source.seed)
-                    cells.append(replace(cell, after=source))
+                for cell in sources[kind]:
+                    tuned = Cell(f"{start}-tuned-{cell.seed}", group, label, data, {**tuning, **own}, cell.seed)
+                    cells.append(replace(tuned, after=cell))
                 fresh = {**options, **own, "data": data}
                 rows = [(SCRATCH, "scratch", fresh)]
                 if fraction == LONG_AT:
-                    long = {"batch_size": BATCH[PRETRAINING], "budget": _budget(sum(LAYER_EVALS.values()))}
+                    long = {"batch_size": batch[PRETRAINING], "budget": _budget(sum(evals.values()))}
                     rows.append((LONG, "long", {**fresh, **long}))
                 for how, word, given in rows:
                     cells += [Cell(f"{start}-{word}-{s}", group, _label(kind, how), recipe, given, s) for s in seeds]
@@ -155,7 +211,10 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
         "better?",
         cells=tuple(cells),
         findings=findings,
-        notes=_notes(),
+        notes=_notes() if size == "here" else {},
+        claims=CLAIMS,
+        protocol=PROTOCOL,
+        verdicts=verdicts,
     )
 
 

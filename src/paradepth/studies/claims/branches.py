@@ -1,0 +1,269 @@
+"""Claims about branches that benchmarks answer: devices, latency, compression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paradepth.studies.claim import DUAT, PARAFORMER, Claim, Verdict
+from paradepth.studies.claims.source import BenchmarkClaim
+
+FASTER, DEVIATION = 3.30, 0.86  # the paper's speed over FairScale
+TOLERATED = 0.005  # loss of test accuracy that counts as minimal
+OURS, OLD_PIPELINES = "branch-parallel", ("pipeline (fairscale", "pipeline (torchgpipe")
+
+_DEVICES = "torchrun --nproc-per-node 2 benchmarks/devices/run.py --rounds 7 --out benchmarks/devices/result.json"
+_LATENCY = "python benchmarks/branch_latency/run.py --out benchmarks/branch_latency/result.json"
+_COMPRESS = "paradepth compress runs/fashion --no-latency --test"
+
+Rows = list[dict[str, Any]]
+
+
+def _cases(devices: dict[str, Any]) -> dict[str, Rows]:
+    cases: dict[str, Rows] = {}
+    for row in devices["results"]:
+        cases.setdefault(row["case"], []).append(row)
+    return cases
+
+
+def _fastest(rows: Rows, families: str | tuple[str, ...]) -> dict[str, Any]:
+    return min((row for row in rows if row["family"].startswith(families)), key=_milliseconds)
+
+
+def _milliseconds(row: dict[str, Any]) -> float:
+    return row["milliseconds"]["median"]
+
+
+def faster_than_fairscale(devices: dict[str, Any]) -> Verdict:
+    """Holds where branches are at least 3.30 − 0.86 times as fast as the best of FairScale's and GPipe's pipelines in
+    every case, with conditions where they are in some."""
+    speeds = {
+        case: _milliseconds(_fastest(rows, OLD_PIPELINES)) / _milliseconds(_fastest(rows, OURS))
+        for case, rows in _cases(devices).items()
+    }
+    reached = [speed >= FASTER - DEVIATION for speed in speeds.values()]
+    shown = ", ".join(f"{case} {speed:.2f}" for case, speed in speeds.items())
+    return Verdict(
+        _answer(reached),
+        f"Speed over the best pipeline of FairScale and torchgpipe: {shown}; on {_processes(devices)}. The number of "
+        "GPUs and the batch of the paper's figure are not stated.",
+    )
+
+
+def devices_for_branches(devices: dict[str, Any]) -> Verdict:
+    """Holds where branches have at least 0.9 of the speed that the devices allow over the serial network on one, with
+    conditions where they gain more than a tenth."""
+    rows = _cases(devices)["latency, batch 1"]
+    best, alone = _fastest(rows, OURS), _fastest(rows, "one device")
+    speed = _milliseconds(alone) / _milliseconds(best)
+    allowed = min(best["branches"], devices["environment"]["world_size"])
+    figure = (
+        f"{best['network']} takes {_milliseconds(best):.1f} ms for an image and the serial network of as many layers "
+        f"{_milliseconds(alone):.1f}: {speed:.2f} times as fast, of at most {allowed} on {_processes(devices)}."
+    )
+    answer = "holds" if speed >= 0.9 * allowed else "holds with conditions" if speed > 1.1 else "does not hold"
+    return Verdict(answer, figure)
+
+
+def constant_latency(devices: dict[str, Any]) -> Verdict:
+    """Can be tested only where every branch has a device of its own."""
+    rows = [row for row in _cases(devices)["latency, batch 1"] if row["family"].startswith(OURS)]
+    count = devices["environment"]["world_size"]
+    alone = [row for row in rows if row["branches"] <= count]
+    sent = {row["network"]: max(row["payload_bytes"]) / 1000 for row in rows}
+    figure = (
+        f"{_processes(devices).capitalize()} share the branches; a forward pass sends one state whatever the number of "
+        f"branches and their depth ({', '.join(f'{name}: {kilo:.0f} kB' for name, kilo in sent.items())})."
+    )
+    if len({row["branches"] for row in alone}) < 2:
+        return Verdict("could not be tested here", f"There are not as many devices as branches. {figure}")
+    slowest, fastest = (choose(map(_milliseconds, alone)) for choose in (max, min))
+    return Verdict("holds" if slowest <= 1.1 * fastest else "does not hold", figure)
+
+
+def depth_on_equal_devices(devices: dict[str, Any]) -> Verdict:
+    """Holds where branches are faster than every other way of using the same devices in every case, with conditions
+    where they are in some."""
+    cases = _cases(devices)
+    speeds = {}
+    for case, rows in cases.items():
+        peer = min((row for row in rows if not row["family"].startswith(OURS)), key=_milliseconds)
+        speeds[case] = (_milliseconds(peer) / _milliseconds(_fastest(rows, OURS)), peer["family"])
+    shown = ", ".join(f"{case} {speed:.2f} ({family})" for case, (speed, family) in speeds.items())
+    return Verdict(
+        _answer([speed > 1 for speed, _ in speeds.values()]),
+        f"Speed of shared branches over the best of one device, pipelines, tensor and data parallelism: {shown}.",
+    )
+
+
+def fused_branches(latency: dict[str, Any]) -> Verdict:
+    """Holds where branches evaluated as batched tensors are more than a tenth faster than the best serial network and
+    than the branches one after another, at equal batch, precision and threads; with conditions where in some."""
+    settings: dict[str, dict[str, float]] = {}
+    for row in latency["results"]:
+        if row["way"] in ("batched", "loop"):
+            name = f"{row['precision']}, batch {row['batch']}, {row['threads']} threads"
+            best = settings.setdefault(name, {})
+            best[row["way"]] = max(best.get(row["way"], 0.0), row["over_best_serial"]["median"])
+    won = [best["batched"] > 1.1 and best["batched"] > 1.1 * best["loop"] for best in settings.values()]
+    shown = "; ".join(f"{name}: {best['batched']:.2f} ({best['loop']:.2f})" for name, best in settings.items())
+    return Verdict(
+        _answer(won),
+        f"Best speed of stacked branches (and of branches one after another) over the best serial network: {shown}. On "
+        f"{latency['environment']['device']}.",
+    )
+
+
+def _plans(compression: dict[str, Any]) -> tuple[dict[str, Any], Rows]:
+    full = next(point for point in compression["points"] if point["plan"] == "full")
+    return full, [point for point in compression["points"] if point is not full]
+
+
+def _loss(full: dict[str, Any], point: dict[str, Any]) -> float:
+    return full["test"]["accuracy"] - point["test"]["accuracy"]
+
+
+def _is_prefix(point: dict[str, Any]) -> bool:
+    """Whether branches are dropped and nothing else changes the number of weights."""
+    return all(part.startswith(("prefix", "distil")) for part in point["plan"].split("+"))
+
+
+def _smallest(points: Rows, key: str) -> dict[str, Any]:
+    return min(points, key=lambda point: point[key])
+
+
+def _described(full: dict[str, Any], point: dict[str, Any], key: str) -> str:
+    times = full[key] / point[key]
+    return f"{point['plan']}: {times:.2f} times smaller in {key} for {100 * _loss(full, point):.2f} points"
+
+
+def compression_at_minimal_loss(compression: dict[str, Any]) -> Verdict:
+    """Holds where dropping branches alone makes 4.8 times fewer parameters within 0.5 points, with conditions where
+    quantisation on top of it makes a file so much smaller."""
+    return _compressed(compression, 4.8, TOLERATED)
+
+
+def compression_at_most(compression: dict[str, Any]) -> Verdict:
+    """The same for 15.07 times, whose loss is not stated: here within 5 points."""
+    return _compressed(compression, 15.07, 0.05)
+
+
+def _compressed(compression: dict[str, Any], times: float, tolerated: float) -> Verdict:
+    full, points = _plans(compression)
+    kept = [point for point in points if _loss(full, point) <= tolerated]
+    prefix = _smallest([point for point in kept if _is_prefix(point)], "parameters")
+    small = _smallest(kept, "bytes")
+    figure = (
+        f"{_described(full, prefix, 'parameters')}; with quantisation and pruning {_described(full, small, 'bytes')}."
+    )
+    if full["parameters"] / prefix["parameters"] >= times:
+        return Verdict("holds", figure)
+    return Verdict("holds with conditions" if full["bytes"] / small["bytes"] >= times else "does not hold", figure)
+
+
+def quantisation_and_pruning(compression: dict[str, Any]) -> Verdict:
+    """Holds where both quantisation and pruning make the file that dropping branches leaves smaller, within 0.5 points
+    of the full model; with conditions where one of them does."""
+    full, points = _plans(compression)
+    kept = [point for point in points if _loss(full, point) <= TOLERATED]
+    prefix = _smallest([point for point in kept if _is_prefix(point)], "bytes")
+    quantised = [p for p in kept if "int" in p["plan"] and not _is_pruned(p) and p["bytes"] < prefix["bytes"]]
+    pruned = [p for p in kept if _is_pruned(p) and "int8" in p["plan"]]
+    int8 = _smallest([p for p in quantised if "int8" in p["plan"]] or [prefix], "bytes")
+    pruned = [p for p in pruned if p["bytes"] < int8["bytes"]]
+    best = [_described(full, _smallest(found, "bytes"), "bytes") for found in (quantised, pruned) if found]
+    answer = "holds" if len(best) == 2 else "holds with conditions" if best else "does not hold"
+    return Verdict(answer, f"Branches alone, {_described(full, prefix, 'bytes')}; on top of that {'; '.join(best)}.")
+
+
+def _is_pruned(point: dict[str, Any]) -> bool:
+    return any(part.startswith(("heads", "neurons", "magnitude")) for part in point["plan"].split("+"))
+
+
+def _answer(held: Sequence[bool]) -> Any:
+    return "holds" if all(held) else "holds with conditions" if any(held) else "does not hold"
+
+
+def _processes(devices: dict[str, Any]) -> str:
+    environment = devices["environment"]
+    return f"{environment['world_size']} processes ({environment['device']})"
+
+
+BRANCH_CLAIMS = (
+    BenchmarkClaim(
+        Claim("constant-latency", "With a device for each branch latency depends on its depth only.", PARAFORMER),
+        "devices",
+        ("result.json",),
+        constant_latency,
+        _DEVICES,
+    ),
+    BenchmarkClaim(
+        Claim(
+            "faster-than-fairscale",
+            "On several devices branches are 3.30 ± 0.86 times faster than FairScale.",
+            PARAFORMER,
+        ),
+        "devices",
+        ("result.json",),
+        faster_than_fairscale,
+        _DEVICES,
+    ),
+    BenchmarkClaim(
+        Claim("devices-for-branches", "N layers as branches of M layers run N/M times faster than in series.", DUAT),
+        "devices",
+        ("result.json",),
+        devices_for_branches,
+        _DEVICES,
+    ),
+    BenchmarkClaim(
+        Claim(
+            "depth-on-equal-devices",
+            "On equal devices, are branches faster than pipelines, tensor parallelism and data parallelism?",
+            PARAFORMER,
+            "question",
+        ),
+        "devices",
+        ("result.json",),
+        depth_on_equal_devices,
+        _DEVICES,
+    ),
+    BenchmarkClaim(
+        Claim("fused-branches", "Does fused execution of the branches make them faster?", PARAFORMER, "question"),
+        "branch_latency",
+        ("result.json",),
+        fused_branches,
+        _LATENCY,
+    ),
+    BenchmarkClaim(
+        Claim(
+            "compression-at-minimal-loss",
+            "Keeping the leading branches makes a model 4.8 times smaller at minimal loss.",
+            PARAFORMER,
+        ),
+        "compression",
+        ("fashion_mnist.json",),
+        compression_at_minimal_loss,
+        _COMPRESS,
+    ),
+    BenchmarkClaim(
+        Claim(
+            "compression-at-most", "Keeping the leading branches makes a model up to 15.07 times smaller.", PARAFORMER
+        ),
+        "compression",
+        ("fashion_mnist.json",),
+        compression_at_most,
+        _COMPRESS,
+    ),
+    BenchmarkClaim(
+        Claim(
+            "quantisation-and-pruning",
+            "Can quantisation and pruning be added to dropping branches?",
+            PARAFORMER,
+            "question",
+        ),
+        "compression",
+        ("fashion_mnist.json",),
+        quantisation_and_pruning,
+        _COMPRESS,
+    ),
+)
