@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
-from paradepth.studies import continual, finetune_glue, schedules, stability, stagewise, tasks, transfer
+from paradepth.studies import continual, finetune_glue, indicator, schedules, stability, stagewise, tasks, transfer
 from paradepth.studies.study import Size, Study
 
 STUDIES: dict[str, Callable[[Size], Study]] = {
@@ -17,6 +17,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "continual": continual.study,
     "transfer": transfer.study,
     "stability": stability.study,
+    "indicator": indicator.study,
 }
 
 

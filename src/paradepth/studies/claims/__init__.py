@@ -19,7 +19,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "accuracy": ("accuracy-over-vit", "joint-is-worse-than-serial", "branches-on-texts"),
     "progressive approximation": ("each-branch-lowers-the-residual", "progressive-beats-joint", "when-to-add-a-branch"),
     "convergence speed": ("convergence-speed",),
-    "shapes": ("balanced-shapes-win",),
+    "shapes": ("balanced-shapes-win", "least-latency-costs-accuracy"),
     "stability over seeds and initialisations": ("stability-over-seeds", "stability-over-initialisations"),
     "compression": ("compression-at-minimal-loss", "compression-at-most", "quantisation-and-pruning"),
     "expansion": ("expansion-for-continual-learning",),
@@ -33,7 +33,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "overhead of input dependence": ("overhead-of-input-dependence",),
     "number of parallel layers": ("more-parallel-layers-are-better",),
     "fine-tuning transfer": ("fine-tuning-transfer", "branches-transfer-better"),
-    "branch sum against serial stack": ("parallel-layers-lose-nothing", "conversion-to-branches"),
+    "branch sum against serial stack": ("parallel-layers-lose-nothing", "serial-stack-becomes-branches"),
     "layer-parallel accuracy per task": (
         "layer-parallel-tagging",
         "layer-parallel-translation",

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-MEASUREMENTS: dict[str, str] = {}
+MEASUREMENTS: dict[str, str] = {
+    "probes": "paradepth.studies.measurements.probes",
+    "composition": "paradepth.studies.measurements.composition",
+}
 """The module of each measurement, by its name; the function is called `measure`, or what stands behind a colon."""
 
 Measurement = Callable[..., dict[str, float | list[float]]]
