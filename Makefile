@@ -1,4 +1,4 @@
-# make demo | test | docs | format | clean.  A machine needs Python >= 3.11 and nothing else; the rest is installed into .venv.
+# make demo | test | docs | claims | format | clean.  A machine needs Python >= 3.11 and nothing else; the rest is installed into .venv.
 #   PYTHON    interpreter for a new environment, for example: make test PYTHON=python3.12
 #   PIP_ARGS  extra arguments for pip, for example an index with CPU-only builds of torch
 PYTHON ?= python3
@@ -9,12 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -
 RUN := $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test lint docs claims format clean
 
 help:
 	@echo "make demo    train a small ParaFormer on real images (about two minutes) and write a report"
-	@echo "make test    format, lint, types, imports, then all tests"
+	@echo "make test    format, lint, types, imports, documentation, then all tests"
 	@echo "make docs    build the documentation into site/"
+	@echo "make claims  write docs/claims.md from the results in studies/ and benchmarks/"
 	@echo "make format  format and fix the sources"
 	@echo "make clean   remove caches, the demo run and the environment"
 
@@ -47,11 +48,14 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-test: lint
+test: lint docs
 	$(RUN) pytest -n 2 -q
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+claims: $(VENV)/.stamp-train
+	$(RUN) paradepth.studies.claims
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
