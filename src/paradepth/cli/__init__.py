@@ -21,6 +21,7 @@ COMMANDS = {
     "finetune": "train",
     "resume": "train",
     "compress": "compress",
+    "explain": "explain",
     "grow": "grow",
     "predict": "use",
     "generate": "generate",

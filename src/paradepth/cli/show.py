@@ -15,6 +15,8 @@ def show(result: dict[str, Any]) -> None:
             print("accuracy by prefix: " + "  ".join(f"{100 * a:.2f} %" for a in value))
         elif key == "points" and isinstance(value, list):
             _table(_frontier(value))
+        elif key in ("layers", "branches") and isinstance(value, list):
+            _table(_facts(value))
         elif key == "predictions":
             for item in value:
                 _prediction(item)
@@ -69,6 +71,14 @@ def _frontier(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         lead = "*" if point["leads"] else ""
         rows.append((lead, point["plan"], f"{100 * point['accuracy']:.2f} %", test, *size, *latency))
     return rows
+
+
+def _facts(items: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Numbers by name of several things alike; lists are left to the report."""
+    names = [name for name, value in items[0].items() if not isinstance(value, list)]
+    shown = [[item[name] for name in names] for item in items]
+    rows = [tuple(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row) for row in shown]
+    return [tuple(name.replace("_", " ") for name in names), *rows]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> None:

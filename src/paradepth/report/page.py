@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from paradepth.report import compression, depth, figure, plots, text
+from paradepth.report import compression, depth, explanation, figure, plots, text
 from paradepth.report.confusion import confusion_table
 from paradepth.report.examples import example_groups
 from paradepth.report.measures import Measure
@@ -85,12 +85,14 @@ def render(template: str, **context: Any) -> str:
 def run_page(run: Run) -> str:
     """HTML of the page of one run."""
     frontier, origin = compression.read_frontier(run.path), compression.read_origin(run.path)
+    explained = explanation.read_explanation(run.path)
     with figure.style():
         progress, prefixes, branches = plots.progress(run), plots.prefix_curves(run), plots.branches(run)
         found = run.evaluation or {}
         confusion = confusion_table(found["confusion"], run.class_names) if found.get("confusion") else None
         layer_parallel = depth.depth_plots(run)
         frontier_plots = compression.frontier_plots(frontier, run) if frontier else []
+        explained_plots = explanation.explanation_plots(explained) if explained else []
     return render(
         "run.html.j2",
         title=f"{run.label} on {run.data}",
@@ -105,6 +107,9 @@ def run_page(run: Run) -> str:
         frontier_plots=frontier_plots,
         frontier_rows=compression.frontier_rows(frontier) if frontier else [],
         frontier_notes=compression.frontier_notes(frontier, run) if frontier else [],
+        explained_plots=explained_plots,
+        explained_rows=explanation.explanation_rows(explained) if explained else [],
+        explained_notes=explanation.explanation_notes(explained) if explained else [],
         origin=origin,
         origin_rows=compression.origin_rows(origin) if origin else [],
         serial=run.branches == 0,

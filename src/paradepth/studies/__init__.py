@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
-from paradepth.studies import continual, finetune_glue, indicator, schedules, stability, stagewise, tasks, transfer
+from paradepth.studies import (
+    closed_form,
+    continual,
+    finetune_glue,
+    indicator,
+    schedules,
+    stability,
+    stagewise,
+    tasks,
+    transfer,
+)
 from paradepth.studies.study import Size, Study
 
 STUDIES: dict[str, Callable[[Size], Study]] = {
@@ -18,6 +28,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "transfer": transfer.study,
     "stability": stability.study,
     "indicator": indicator.study,
+    "closed_form": closed_form.study,
 }
 
 

@@ -16,6 +16,8 @@ _RUN_FILES = (
     "evaluation.json",
     "early_stop.json",
     "compression.json",
+    "explanation.json",
+    "explanation.html",
     "report.html",
 )
 _RUN_FOLDERS = ("checkpoints", "tensorboard", "exported", "compression")

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import Any
 
 MEASUREMENTS: dict[str, str] = {
+    "closed_form": "paradepth.studies.measurements.closed_form",
+    "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
     "probes": "paradepth.studies.measurements.probes",
     "composition": "paradepth.studies.measurements.composition",
 }
