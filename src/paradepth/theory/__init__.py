@@ -2,19 +2,10 @@
 measured."""
 
 from paradepth.theory.block import Block, Units, block_form
-from paradepth.theory.branch_sum import (
-    FirstGuess,
-    IntervalDistance,
-    OutputDistance,
-    first_guess,
-    interval_distances,
-    output_distances,
-)
 from paradepth.theory.explain import explain
 from paradepth.theory.explanation import BranchFacts, Explanation, LayerFacts
 from paradepth.theory.model import ModelForm, check_closed_form, closed_form, closed_form_error
 from paradepth.theory.operators import Affine, Diagonal, Kronecker, Operator, identity
-from paradepth.theory.relax import Relaxed, layers_of, relax
 from paradepth.theory.spectrum import effective_rank, singular_values
 from paradepth.theory.trunk import BranchForm, TrunkForm, stack_form, trunk_form
 from paradepth.theory.variation import Variation
@@ -26,14 +17,10 @@ __all__ = [
     "BranchForm",
     "Diagonal",
     "Explanation",
-    "FirstGuess",
-    "IntervalDistance",
     "Kronecker",
     "LayerFacts",
     "ModelForm",
     "Operator",
-    "OutputDistance",
-    "Relaxed",
     "TrunkForm",
     "Units",
     "Variation",
@@ -43,12 +30,7 @@ __all__ = [
     "closed_form_error",
     "effective_rank",
     "explain",
-    "first_guess",
     "identity",
-    "interval_distances",
-    "layers_of",
-    "output_distances",
-    "relax",
     "singular_values",
     "stack_form",
     "trunk_form",
