@@ -10,8 +10,10 @@ from paradepth.studies import (
     closed_form,
     continual,
     finetune_glue,
+    gated,
     indicator,
     schedules,
+    sharing,
     stability,
     stagewise,
     tasks,
@@ -28,6 +30,8 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "transfer": transfer.study,
     "stability": stability.study,
     "indicator": indicator.study,
+    "gated": gated.study,
+    "sharing": sharing.study,
     "closed_form": closed_form.study,
 }
 

@@ -12,6 +12,8 @@ MEASUREMENTS: dict[str, str] = {
     "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
     "probes": "paradepth.studies.measurements.probes",
     "composition": "paradepth.studies.measurements.composition",
+    "routing": "paradepth.studies.measurements.routing",
+    "sharing": "paradepth.studies.measurements.sharing",
 }
 """The module of each measurement, by its name; the function is called `measure`, or what stands behind a colon."""
 
