@@ -6,6 +6,7 @@ from paradepth.theory.explain import explain
 from paradepth.theory.explanation import BranchFacts, Explanation, LayerFacts
 from paradepth.theory.model import ModelForm, check_closed_form, closed_form, closed_form_error
 from paradepth.theory.operators import Affine, Diagonal, Kronecker, Operator, identity
+from paradepth.theory.relax import Relaxed, layers_of, relax
 from paradepth.theory.spectrum import effective_rank, singular_values
 from paradepth.theory.trunk import BranchForm, TrunkForm, stack_form, trunk_form
 from paradepth.theory.variation import Variation
@@ -21,6 +22,7 @@ __all__ = [
     "LayerFacts",
     "ModelForm",
     "Operator",
+    "Relaxed",
     "TrunkForm",
     "Units",
     "Variation",
@@ -31,6 +33,8 @@ __all__ = [
     "effective_rank",
     "explain",
     "identity",
+    "layers_of",
+    "relax",
     "singular_values",
     "stack_form",
     "trunk_form",
