@@ -173,7 +173,7 @@ def calibrate(logits_nBN: Tensor, targets_B: Tensor, *, tolerance: float = 0.0) 
     n, B = logits_nBN.shape[:2]
     if not B:
         raise ValueError("early stop is calibrated on samples, and there are none")
-    confidence_nB = confidence(logits_nBN).double()
+    confidence_nB = confidence(logits_nBN.detach()).double()
     right_nB = logits_nBN.argmax(dim=-1) == targets_B
     left_B = torch.ones(B, dtype=torch.bool, device=logits_nBN.device)
     thresholds, lost = [], 0
