@@ -155,7 +155,7 @@ def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--help"]) == 0
     commands = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert commands == [
-        *("train", "finetune", "resume", "compress", "explain", "grow", "predict", "generate", "translate"),
+        *("train", "finetune", "resume", "compress", "explain", "grow", "convert", "predict", "generate", "translate"),
         *("export", "evaluate", "report", "list", "study", "continual"),
     ]
     for command in commands:

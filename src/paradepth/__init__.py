@@ -9,7 +9,7 @@ torch.Size([4, 2, 10])
 """
 
 from paradepth.depth import parallelize
-from paradepth.models import create_model, from_pretrained, list_models
+from paradepth.models import convert, create_model, from_pretrained, list_models
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "from_pretrained", "list_models", "parallelize"]
+__all__ = ["__version__", "convert", "create_model", "from_pretrained", "list_models", "parallelize"]

@@ -23,6 +23,7 @@ COMMANDS = {
     "compress": "compress",
     "explain": "explain",
     "grow": "grow",
+    "convert": "convert",
     "predict": "use",
     "generate": "generate",
     "translate": "translate",

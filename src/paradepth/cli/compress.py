@@ -22,7 +22,8 @@ class _Compress:
     """Run directory of a finished run."""
     plans: tuple[str, ...] = ()
     """What to try instead of the default: steps joined by +, such as prefix=2+distil=300+int8. Steps: prefix=K,
-    subset=K, merge=K, magnitude=PART, heads=N, neurons=N, tune=UPDATES, distil=UPDATES, int8, int8_dynamic, int4."""
+    subset=K, merge=K, magnitude=PART, heads=N, neurons=N, tune=UPDATES, distil=UPDATES, int8, int8_dynamic, int4,
+    and branches=N or interleaved=N, which make branches of a serial stack."""
     tune_steps: int | None = None
     """Updates of each recovery and distillation of the default plans; 300, or 100 with --quick."""
     quick: bool = False

@@ -17,6 +17,7 @@ from paradepth.compress.step import (
 )
 from paradepth.compress.structured import Heads, Neurons
 from paradepth.compress.subset import Subset
+from paradepth.compress.to_branches import ToBranches, ToInterleavedBranches
 from paradepth.compress.tune import Distil, Tune
 from paradepth.compress.workbench import Workbench
 
@@ -35,6 +36,8 @@ __all__ = [
     "Prefix",
     "Step",
     "Subset",
+    "ToBranches",
+    "ToInterleavedBranches",
     "Tune",
     "Workbench",
     "apply_plan",

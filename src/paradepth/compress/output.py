@@ -13,6 +13,7 @@ from paradepth.compress.tune import Distil, Tune
 from paradepth.compress.workbench import Workbench
 from paradepth.distributed import World
 from paradepth.models import TrunkModel
+from paradepth.models.registry import name_with_branches
 from paradepth.train.accounting import Cost, start_fields, update_cost
 from paradepth.train.budget import Budget
 from paradepth.train.config import Config
@@ -78,7 +79,7 @@ def write_run(
 
 
 def shrunk_options(config: Config, full: TrunkModel, model: TrunkModel) -> Config:
-    """The options of a run whose model has been shrunk: those of its shape follow the shape.
+    """The options of a run whose model has been shrunk or converted: those of its shape follow the shape.
 
     Args:
         config: of the run.
@@ -96,8 +97,10 @@ def shrunk_options(config: Config, full: TrunkModel, model: TrunkModel) -> Confi
         for field in fields(model.config)
         if field.name in options and getattr(model.config, field.name) != getattr(full.config, field.name)
     }
-    if "depths" in changed:  # which stands for the depth as well
+    if {"depths", "branches"} & set(changed):  # which stand for the depth as well
         changed["depth"] = model.config.depth
+    if "branches" in changed:
+        changed["model"] = name_with_branches(config.model_options.model, model.config.branches)
     return config.replace(**changed)
 
 

@@ -1,5 +1,6 @@
 """Depth as a chain of residual steps, and the algorithms that evaluate it."""
 
+from paradepth.depth.as_branches import AsBranches
 from paradepth.depth.channel import Channel, Part, cut_into_parts
 from paradepth.depth.coarse import (
     COARSE_OPERATORS,
@@ -9,6 +10,7 @@ from paradepth.depth.coarse import (
     coarse_operator,
     register_coarse_operator,
 )
+from paradepth.depth.coarse_solve import CoarseSolve
 from paradepth.depth.controller import Controller, Decision
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.iterative import IterativeExecutor
@@ -25,9 +27,11 @@ __all__ = [
     "COARSE_OPERATORS",
     "DEPTH_EXECUTORS",
     "MGRIT",
+    "AsBranches",
     "BranchSum",
     "Channel",
     "CoarseOperator",
+    "CoarseSolve",
     "Controller",
     "Decision",
     "DepthExecutor",

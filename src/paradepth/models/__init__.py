@@ -2,6 +2,7 @@
 
 from paradepth.models.base import TrunkModel
 from paradepth.models.causal_lm import CausalLM, CausalLMConfig
+from paradepth.models.convert import convert
 from paradepth.models.early_stop import EarlyStop, Stopped, calibrate
 from paradepth.models.generate import Generation, Piece, generate, generate_stream
 from paradepth.models.hf_classifier import HFClassifier, HFClassifierConfig
@@ -36,6 +37,7 @@ __all__ = [
     "TrunkConfig",
     "TrunkModel",
     "calibrate",
+    "convert",
     "create_model",
     "fill_mask",
     "from_pretrained",

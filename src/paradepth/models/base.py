@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from paradepth.branches import Branches, Gate
 from paradepth.depth import Stack
+from paradepth.depth.as_branches import Groups
 from paradepth.models.classes import carry_over, with_classes, without_classes
+from paradepth.models.convert import converted
 from paradepth.models.initial import initialise_weights_
 from paradepth.models.pretrained import save_pretrained
 from paradepth.models.quantised import Quantisation
@@ -315,6 +317,20 @@ class TrunkModel(nn.Module):
             config = config.with_branches(config.branch_depths[:left])
         return self._resized(without_classes(config, classes, model_type=self.model_type))
 
+    def convert(self, branches: int, *, groups: Groups = "consecutive") -> Self:
+        """A new model whose layers are shared out among branches of the same input; this one is left alone. See
+        `paradepth.convert`.
+
+        Args:
+            branches: how many; 1 or 0 makes a serial stack of branches again (0 without `Branches` around it).
+            groups: which layers make a branch: "consecutive" or "interleaved".
+
+        Raises:
+            ValueError: more branches than layers, or a model that cannot be converted.
+        """
+        return converted(self, branches, groups=groups)
+
+    @torch.no_grad()
     def _resized(self, config: Any) -> Self:
         """A model of shape `config` with the weights of this one, as far as both have them."""
         self.check_whole()

@@ -172,6 +172,18 @@ def model_config(name: str, **options: Any) -> Any:
     return config_class(**merged)
 
 
+def name_with_branches(name: str, branches: int) -> str:
+    """The name that a shape goes by when it has so many branches: a ViT with some is called a ParaFormer, and a
+    ParaFormer without any a ViT. Other names do not say.
+
+    >>> name_with_branches("vit_tiny", 4), name_with_branches("vit_tiny", 0), name_with_branches("gpt_nano", 4)
+    ('paraformer_tiny', 'vit_tiny', 'gpt_nano')
+    """
+    mine, other = ("vit_", "paraformer_") if branches else ("paraformer_", "vit_")
+    renamed = other + name.removeprefix(mine)
+    return renamed if name.startswith(mine) and name in _IMAGE_CLASSIFIERS and renamed in _MODELS else name
+
+
 def create_model(name: str, **options: Any) -> Any:
     """Builds a registered model with fresh weights.
 

@@ -2,6 +2,14 @@
 measured."""
 
 from paradepth.theory.block import Block, Units, block_form
+from paradepth.theory.branch_sum import (
+    FirstGuess,
+    IntervalDistance,
+    OutputDistance,
+    first_guess,
+    interval_distances,
+    output_distances,
+)
 from paradepth.theory.explain import explain
 from paradepth.theory.explanation import BranchFacts, Explanation, LayerFacts
 from paradepth.theory.model import ModelForm, check_closed_form, closed_form, closed_form_error
@@ -18,10 +26,13 @@ __all__ = [
     "BranchForm",
     "Diagonal",
     "Explanation",
+    "FirstGuess",
+    "IntervalDistance",
     "Kronecker",
     "LayerFacts",
     "ModelForm",
     "Operator",
+    "OutputDistance",
     "Relaxed",
     "TrunkForm",
     "Units",
@@ -32,8 +43,11 @@ __all__ = [
     "closed_form_error",
     "effective_rank",
     "explain",
+    "first_guess",
     "identity",
+    "interval_distances",
     "layers_of",
+    "output_distances",
     "relax",
     "singular_values",
     "stack_form",
