@@ -20,6 +20,7 @@ import paradepth
 from paradepth.recipes import get_recipe
 from paradepth.studies import get_study
 from paradepth.studies.collect import collect
+from paradepth.studies.forks import ForkServer
 from paradepth.studies.record import read_run
 from paradepth.studies.runner import Cell, Study, run_study
 from paradepth.studies.study import train_command
@@ -95,12 +96,12 @@ evaluation |= {"class_names": ["a", "b"], "words": ["a", "b"]}
 """
 
 
-def _command(base: Path, how: str) -> Callable[[Cell, Path], list[str]]:
+def _command(base: Path, how: str, *, forked: bool = False) -> Callable[[Cell, Path], list[str]]:
     script = base / "fake.py"
     script.write_text(FAKE)
     return lambda cell, run: [
         sys.executable,
-        str(script),
+        *(("-m", "fake") if forked else (str(script),)),  # modules are forked, by a server that runs in `base`
         how,
         str(run),
         str(cell.options.get("behaviour", "ok")),
@@ -470,21 +471,23 @@ def _interruptible() -> Study:
     return _study(_cell("quick"), _cell("slow", behaviour="wait"), _cell("slow2", behaviour="wait"))
 
 
-def _run_interruptible(base: Path) -> None:
+def _run_interruptible(base: Path, forked: bool) -> None:
+    os.chdir(base)
     with open(base / "said", "w") as said:
         run_study(
             _interruptible(),
             out=base / "out",
             workers=2,
             say=lambda line: print(line, file=said, flush=True),
-            command=_command(base, "train"),
-            resume=_command(base, "resume"),
+            command=_command(base, "train", forked=forked),
+            resume=_command(base, "resume", forked=forked),
+            server=ForkServer(environment=os.environ, preloaded=()) if forked else None,
         )
 
 
-def _start_in_background(base: Path) -> BaseProcess:
+def _start_in_background(base: Path, *, forked: bool = False) -> BaseProcess:
     # Forked, for a new interpreter would take seconds to import torch.
-    child = multiprocessing.get_context("fork").Process(target=_run_interruptible, args=(base,))
+    child = multiprocessing.get_context("fork").Process(target=_run_interruptible, args=(base, forked))
     child.start()
     # The fake cells save their checkpoint on SIGTERM only once they have started.
     _wait_until(lambda: (base / "started-slow").exists() and (base / "started-slow2").exists())
@@ -502,9 +505,10 @@ def _cell_pids(base: Path) -> dict[str, int]:
     return json.loads((base / "out" / ".lock").read_text())["cells"]
 
 
+@pytest.mark.parametrize("forked", [False, True], ids=["new processes", "forked"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_stopped_study_goes_on_where_it_was(runner: _Runner, number: signal.Signals) -> None:
-    child = _start_in_background(runner.base)
+def test_a_stopped_study_goes_on_where_it_was(runner: _Runner, number: signal.Signals, forked: bool) -> None:
+    child = _start_in_background(runner.base, forked=forked)
     pids = _cell_pids(runner.base)
     assert sorted(pids) == ["slow", "slow2"]
     _stop(child, number)
@@ -555,8 +559,9 @@ def test_a_finished_run_without_record_is_not_repeated(runner: _Runner) -> None:
     assert runner.record("a") == before
 
 
-def test_cells_of_a_killed_runner_keep_others_out_until_they_end(runner: _Runner) -> None:
-    child = _start_in_background(runner.base)
+@pytest.mark.parametrize("forked", [False, True], ids=["new processes", "forked"])
+def test_cells_of_a_killed_runner_keep_others_out_until_they_end(runner: _Runner, forked: bool) -> None:
+    child = _start_in_background(runner.base, forked=forked)
     pids = _cell_pids(runner.base)
     try:
         with pytest.raises(ValueError, match=f"is in use by process {child.pid} .cells slow: {pids['slow']}, slow2:"):

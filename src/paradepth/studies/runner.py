@@ -253,7 +253,7 @@ class _Runner:
             self.running.remove(entry)
             entry.log.close()
             self._note_processes()
-            cell, status = entry.cell, entry.process.returncode
+            cell, status = entry.cell, entry.process.poll() or 0  # None is not: it has ended
             run = self.out / "runs" / cell.name
             if status == 0:
                 try:
