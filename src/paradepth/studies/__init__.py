@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import get_args
 
 from paradepth.studies import (
+    approximation,
+    balance,
     closed_form,
     continual,
     finetune_glue,
@@ -30,6 +32,8 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "transfer": transfer.study,
     "stability": stability.study,
     "indicator": indicator.study,
+    "approximation": approximation.study,
+    "balance": balance.study,
     "gated": gated.study,
     "sharing": sharing.study,
     "closed_form": closed_form.study,

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 MEASUREMENTS: dict[str, str] = {
+    "approximation": "paradepth.studies.measurements.approximation",
     "closed_form": "paradepth.studies.measurements.closed_form",
     "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
     "probes": "paradepth.studies.measurements.probes",
