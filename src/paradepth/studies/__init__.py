@@ -9,6 +9,7 @@ from typing import get_args
 from paradepth.studies import (
     approximation,
     balance,
+    branch_sum,
     closed_form,
     continual,
     finetune_glue,
@@ -36,6 +37,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "balance": balance.study,
     "gated": gated.study,
     "sharing": sharing.study,
+    "branch_sum": branch_sum.study,
     "closed_form": closed_form.study,
 }
 

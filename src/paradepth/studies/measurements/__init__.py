@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import Any
 
 MEASUREMENTS: dict[str, str] = {
+    "branch_sum": "paradepth.studies.measurements.branch_sum",
+    "conversion": "paradepth.studies.measurements.conversion",
+    "sentence_distance": "paradepth.studies.measurements.sentences:distance",
+    "sentence_conversion": "paradepth.studies.measurements.sentences:conversion",
     "approximation": "paradepth.studies.measurements.approximation",
     "closed_form": "paradepth.studies.measurements.closed_form",
     "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
