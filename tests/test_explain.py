@@ -72,7 +72,7 @@ def test_variation_leaves_out_what_is_not_there_and_what_one_input_has_alone() -
 @pytest.mark.parametrize("options", [{"branches": 2, "depth": 2}, {"branches": 0, "depth": 2}])
 def test_variations_of_layers_and_branches_are_those_of_the_explicit_operators(options: dict[str, Any]) -> None:
     model, (x, _) = classifier(**options), images(10)
-    found = explain(model, [x[:4], x[4:]], probe_count=4000)
+    found = explain(model, [x[:4], x[4:]], probe_count=1000)
     form = closed_form(model, x)
     layers = [block for branch in form.trunk.branches for block in branch.blocks]
     for facts, block in zip(found.layers, layers, strict=True):
@@ -85,7 +85,7 @@ def test_variations_of_layers_and_branches_are_those_of_the_explicit_operators(o
         assert (facts.attention_norm, facts.mlp_norm) == pytest.approx(tuple(map(defined, norms)), rel=1e-6)
     for index, facts in enumerate(found.branches):
         dense = form.trunk.contribution(index).operator.dense()
-        assert facts.variation == pytest.approx(defined(dense), rel=0.05)
+        assert facts.variation == pytest.approx(defined(dense), rel=0.1)
         assert facts.depth == form.trunk.branches[index].serial_blocks + 1
         values = torch.linalg.svdvals(dense[:8])
         torch.testing.assert_close(torch.tensor(facts.spectrum).double(), values[:, :16].mean(0), rtol=1e-3, atol=0)
@@ -114,10 +114,10 @@ def test_spectra_need_no_matrix_and_are_those_of_the_matrix() -> None:
     torch.testing.assert_close(found, values, rtol=1e-9, atol=1e-9)
     few = singular_values(operator, batch=3, like=like, count=5, iterations=30)
     torch.testing.assert_close(few, values[:, :5], rtol=1e-4, atol=1e-6)
-    second, fourth = moments(operator, batch=3, like=like, count=20_000)
-    torch.testing.assert_close(second, values.square().sum(1), rtol=0.02, atol=0)
-    torch.testing.assert_close(fourth, values.pow(4).sum(1), rtol=0.04, atol=0)
-    ranks = effective_rank(operator, batch=3, like=like, count=20_000)
+    second, fourth = moments(operator, batch=3, like=like, count=5000)
+    torch.testing.assert_close(second, values.square().sum(1), rtol=0.03, atol=0)
+    torch.testing.assert_close(fourth, values.pow(4).sum(1), rtol=0.06, atol=0)
+    ranks = effective_rank(operator, batch=3, like=like, count=5000)
     torch.testing.assert_close(ranks, values.square().sum(1).square() / values.pow(4).sum(1), rtol=0.05, atol=0)
     zero = Kronecker([(None, torch.zeros(5, 5, dtype=torch.float64))], cols=(4, 5), rows=(4, 5))
     assert effective_rank(zero, batch=1, like=like).tolist() == [0.0]

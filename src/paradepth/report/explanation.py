@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from paradepth.report import figure as fig
 from paradepth.report import text
@@ -21,6 +21,13 @@ _PARTS = (
     ("mlp_norm", "norm before the MLP"),
     ("gates", "gates of the MLP"),
 )
+_KINDS = {
+    "image_classifier": "image classifier",
+    "causal_lm": "causal language model",
+    "masked_lm": "masked language model",
+    "sequence_classifier": "classifier of texts",
+    "tagger": "tagger",
+}
 _NEEDED = ("layers", "branches", "samples", "input_share", "constant_share", "input_prefix_share", "error")
 
 Found = Mapping[str, Any]
@@ -59,11 +66,10 @@ def write_explanation(found: Found, out: Path) -> Path:
 
     with fig.style():
         plots = explanation_plots(found)
-    kind = found["model"].replace("_", " ")
     return write_page(
         render(
             "explanation.html.j2",
-            title=f"What a {kind} computes",
+            title=f"What this {_KINDS.get(found['model'], 'model')} computes",
             subtitle=f"{text.plural(len(found['branches']), 'branch').replace('branchs', 'branches')}, "
             f"{text.plural(len(found['layers']), 'layer')}, width {found['width']}, "
             f"{text.plural(found['samples'], 'sample')} of up to {text.plural(found['tokens'], 'token')}.",
@@ -159,6 +165,10 @@ def _spectra(found: Found) -> Plot:
         values = [value for value in branch["spectrum"] if value > 0]
         axes.plot(range(1, len(values) + 1), values, color=fig.ramp(index, len(branches)), marker="o", markersize=4)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.significant(value)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("singular value, from the largest")
     title = "Spectrum of L(x) − I"
@@ -209,10 +219,7 @@ def _branch_axis(axes: Axes, names: Sequence[str]) -> None:
 def _legend(branches: Sequence[Found]) -> list[fig.Key]:
     if len(branches) < 2:
         return []
-    return [
-        fig.key(f"{i + 1}" if i else "branch 1", fig.ramp(i, len(branches)))
-        for i in range(len(branches))
-    ]
+    return [fig.key(f"{i + 1}" if i else "branch 1", fig.ramp(i, len(branches))) for i in range(len(branches))]
 
 
 def _percent(value: float) -> str:

@@ -5,7 +5,8 @@ text (Tiny Shakespeare, bytes) before and after training; of the latter, how muc
 in how many directions a branch's operator acts, and which part of the logits each branch makes under joint and
 stagewise training. 8 layers of width 64: 4 branches of 2, or a serial stack.
 
-At size "here" 51 cells: 18 training runs of one to two minutes of one core, and 33 measurements of less than one.
+At size "here" 51 cells: 18 training runs of one to two minutes of one core, and 33 measurements, which take 2 to 15
+seconds of one besides starting: about half an hour of one core.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _paper_text() -> Rows:
 def study(size: Size = "here") -> Study:
     """Random architectures, and three models of images and of text, trained and not."""
     seeds = (0,) if size == "smoke" else (0, 1, 2)
-    count, samples = {"smoke": (6, 8), "here": (200, 128), "paper": (1000, 256)}[size]
+    count, samples = {"smoke": (6, 8), "here": (1000, 128), "paper": (10_000, 256)}[size]
     if size == "paper":
         rows = {"images": _paper_images(), "text": _paper_text()}
     elif size == "smoke":
