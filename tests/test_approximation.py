@@ -137,7 +137,9 @@ def test_a_measurement(schedule: Any) -> None:
     assert found["rate"] == pytest.approx(slope([1, 3], errors))
     assert prefixes[-1] == errors[-1]
     assert len(prefixes) == (1 if schedule == "serial" else 3)
-    assert 480 <= found["layer_evals"] < 480 + 3 * 16
+    spent = found["layer_evals"]
+    assert isinstance(spent, float)
+    assert 480 <= spent < 480 + 3 * 16
     assert len(_list(found, "stage_errors")) == (3 if schedule == "stagewise" else 0)
     assert found["update_alignment"] == []
     again = measure(seed=0, layer_evals=16 * 30.0, **options)
@@ -235,6 +237,11 @@ def test_verdicts_follow_from_the_errors() -> None:
     records = _records(serial=[0.4, 0.3], joint=[0.4, 0.2], stagewise=[0.4, 0.1])
     found = approximation.verdicts(records)
     assert {verdict.verdict for verdict in found.values()} == {"holds"}
+    assert found[approximation.FALLS].figure == (
+        "Of 2 steps from one stage's error to the next, 2 go down and 0 up by more than two standard errors. Against "
+        "one branch that is trained with the compute of all stages, the error at the end is smaller in 1 and larger in "
+        "0 of 1 shapes."
+    )
     assert "2 of 2 comparisons and a larger one in 0, 0.50 times" in found[approximation.PROGRESSIVE].figure
     assert "d = 1, s = 1: -2.00 ± 0.00" in found[approximation.GREEDY].figure
     texts = approximation.findings(records)
@@ -254,14 +261,17 @@ def test_verdicts_follow_from_the_errors() -> None:
     assert {verdict.verdict for verdict in single.values()} == {"could not be tested here"}
 
 
-def test_a_verdict_is_conditional_where_seeds_or_functions_disagree() -> None:
+def test_a_verdict_is_conditional_where_rows_disagree_and_negative_where_seeds_do() -> None:
     records = _records(serial=[0.4, 0.2], joint=[0.4, 0.2], stagewise=[0.4, 0.2])
     for record in records:
-        if record["label"].startswith("stagewise") and "equal updates" in record["group"]:
-            record["measures"]["error"] = [0.4, 0.1]
-        if record["label"].startswith("stagewise") and record["seed"]:
-            record["measures"]["stage_errors"] = [0.2, 0.4]
+        if record["label"].startswith("stagewise"):
+            measures = record["measures"]
+            measures["error"] = [0.4, 0.1 if "equal updates" in record["group"] else 0.3]
+            measures["update_alignment"] = [0.1 if "equal updates" in record["group"] else 0.6]
+            if record["seed"]:
+                measures["stage_errors"] = [0.2, 0.4]
     found = approximation.verdicts(records)
-    assert found[approximation.PROGRESSIVE].verdict == "holds"  # better in one of two, worse in none
-    assert found[approximation.NOTHING_LOST].verdict == "holds"
+    assert found[approximation.PROGRESSIVE].verdict == "holds with conditions"  # better in one row, worse in the other
+    assert found[approximation.ALIGNED].verdict == "holds with conditions"
+    assert found[approximation.NOTHING_LOST].verdict == "holds"  # joint training is as good as serial
     assert found[approximation.FALLS].verdict == "does not hold"  # one seed falls, one rises: nothing is told

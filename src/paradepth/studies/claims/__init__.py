@@ -18,6 +18,7 @@ BENCHMARKS = (*BRANCH_CLAIMS, *LAYER_CLAIMS)
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "accuracy": ("accuracy-over-vit", "joint-is-worse-than-serial", "branches-on-texts"),
     "progressive approximation": ("each-branch-lowers-the-residual", "progressive-beats-joint", "when-to-add-a-branch"),
+    "rates of approximation": ("greedy-rate", "progressive-branches-differ"),
     "convergence speed": ("convergence-speed",),
     "shapes": ("balanced-shapes-win", "least-latency-costs-accuracy"),
     "stability over seeds and initialisations": ("stability-over-seeds", "stability-over-initialisations"),
@@ -31,9 +32,13 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "input-dependent coefficients": ("input-dependent-coefficients", "conditional-compute"),
     "parameter sharing": ("parameter-sharing-ablation", "parameter-sharing-efficiency"),
     "overhead of input dependence": ("overhead-of-input-dependence",),
-    "number of parallel layers": ("more-parallel-layers-are-better",),
+    "number of parallel layers": ("more-parallel-layers-are-better", "nothing-lost-on-known-functions"),
     "fine-tuning transfer": ("fine-tuning-transfer", "branches-transfer-better"),
-    "branch sum against serial stack": ("parallel-layers-lose-nothing", "serial-stack-becomes-branches"),
+    "branch sum against serial stack": (
+        "parallel-layers-lose-nothing",
+        "serial-stack-becomes-branches",
+        "interval-error-predicts-first-guess",
+    ),
     "layer-parallel accuracy per task": (
         "layer-parallel-tagging",
         "layer-parallel-translation",
