@@ -13,6 +13,7 @@ from paradepth.data.batches import Batches
 from paradepth.data.images import ImageData, ImageSplit, load_images, read_image
 from paradepth.data.pairs import PAIR_NAMES, PairData, PairSplit, load_pairs
 from paradepth.data.sources import DATA_NAMES
+from paradepth.data.synthetic import SEQUENCE_NAMES, SequenceData
 from paradepth.data.text import TEXT_NAMES, TextData, load_text
 from paradepth.data.text_batches import TextBatches
 from paradepth.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_of
@@ -22,6 +23,7 @@ from paradepth.data.words import WordVocabulary, load_words, split_words
 __all__ = [
     "DATA_NAMES",
     "PAIR_NAMES",
+    "SEQUENCE_NAMES",
     "TAGGED_NAMES",
     "TEXT_NAMES",
     "Augment",
@@ -32,6 +34,7 @@ __all__ = [
     "ImageSplit",
     "PairData",
     "PairSplit",
+    "SequenceData",
     "TextBatches",
     "TextData",
     "Tokenizer",

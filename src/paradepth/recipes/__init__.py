@@ -23,6 +23,7 @@ from paradepth.recipes.language import (
     shakespeare_paraformer,
 )
 from paradepth.recipes.registry import RECIPES, get_recipe, register_recipe
+from paradepth.recipes.synthetic import copying, recall, sorting
 from paradepth.recipes.tagging import ewt_mgrit, ewt_paraformer, ewt_tagger, mc_gum_published
 from paradepth.recipes.translation import (
     multi30k_mgrit,
@@ -52,6 +53,9 @@ for _recipe in (
     shakespeare_paraformer,
     shakespeare_gpt2,
     gpt2_openwebtext,
+    recall,
+    copying,
+    sorting,
     multi30k_transformer,
     multi30k_paraformer,
     multi30k_mgrit,

@@ -18,7 +18,9 @@ _PIXELS = ("patch_size", "embedding", "pool", "image_size", "channels", "flip", 
 _IMAGES = (*_PIXELS, "class_names")
 _TEXTS = ("context", "tokenizer", "vocab_size")
 _WORDS = ("context", "tags", "pack", "word_dropout")
-_TASK_OPTIONS = frozenset((*_IMAGES, *_TEXTS, *_WORDS, "masking", "columns", "languages", "causal", "class_names"))
+_TASK_OPTIONS = frozenset(
+    (*_IMAGES, *_TEXTS, *_WORDS, "masking", "columns", "languages", "causal", "class_names", "length")
+)
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,28 @@ _KINDS = {
 }
 
 
+_SEQUENCES = Kind(
+    samples="sequences of {context} tokens",
+    counted="answers",
+    headline=("accuracy", "exact_accuracy", "loss"),
+    names={"accuracy": "accuracy of answers"},
+    options=("length",),
+    section="Sequences and answers",
+)
+_GENERATED = frozenset({"recall", "copying", "copying_fixed", "sorting"})  # data that causal language models answer
+
+
 def kind_of(model_type: object, data: object = None) -> Kind:
-    """The kind of a model type; text classifiers are ranked by what the benchmark ranks this data by.
+    """The kind of a model type; text classifiers are ranked by what the benchmark ranks this data by, and causal
+    language models on sequences made by a rule by their answers.
 
     >>> kind_of("tagger").samples, kind_of("sequence_classifier", "cola").main
     ('sentences', ('matthews', 'accuracy'))
     >>> kind_of("something new").main
     ('accuracy',)
     """
+    if model_type == "causal_lm" and data in _GENERATED:
+        return _SEQUENCES
     found = _KINDS.get(str(model_type), Kind())
     score = _GLUE_SCORE.get(str(data))
     if found is not _CLASSIFIER or score is None:

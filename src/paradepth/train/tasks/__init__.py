@@ -13,12 +13,14 @@ from paradepth.train.tasks.classify import ClassifyTask, HFClassifyTask
 from paradepth.train.tasks.images import ImageTask
 from paradepth.train.tasks.language import LanguageTask
 from paradepth.train.tasks.masked import MaskedTask
+from paradepth.train.tasks.sequences import SequenceTask
 from paradepth.train.tasks.tagging import TaggingTask
 from paradepth.train.tasks.translation import TranslationTask
 
 TASKS: list[type[Task]] = [
     ImageTask,
     LanguageTask,
+    SequenceTask,
     MaskedTask,
     ClassifyTask,
     HFClassifyTask,
@@ -36,6 +38,7 @@ __all__ = [
     "ImageTask",
     "LanguageTask",
     "MaskedTask",
+    "SequenceTask",
     "TaggingTask",
     "Task",
     "TranslationTask",
