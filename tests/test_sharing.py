@@ -284,8 +284,9 @@ def test_exported_and_compressed_where_that_makes_sense() -> None:
     [
         (lambda: classifier(share="layers"), "none, branches, depth, attention, mlp"),
         (lambda: serial(share="branches"), "a serial stack has none"),
-        (lambda: check_depth(serial(share="depth", depth=4), DepthOptions(), 2), "cannot share layers or branches"),
-        (lambda: check_depth(classifier(share="mlp"), DepthOptions(), 2), "cannot share layers or branches"),
+        (lambda: check_depth(serial(share="depth", depth=4), DepthOptions(), 2), "would each have layers of their own"),
+        (lambda: check_depth(classifier(share="mlp"), DepthOptions(), 2), "would each have layers of their own"),
+        (lambda: paradepth.convert(serial(share="depth", depth=4), branches=2), "other places"),
     ],
 )
 def test_refusals(make: Any, words: str) -> None:

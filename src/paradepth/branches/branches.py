@@ -258,7 +258,7 @@ def _check_gates(branches: Sequence[Stack], aggregate: str, gates: Sequence[Gate
         raise ValueError(
             f"aggregate 'gated' takes a gate for each of the {len(branches)} branches, and there are {len(gates or ())}"
         )
-    kinds = {gate.per for gate in gates}
+    kinds: set[Per] = {gate.per for gate in gates}
     if len(kinds) > 1:
         raise ValueError("some gates are of samples and some of tokens; all must be of one kind")
     # A target's gates read its source, which is there in whole.

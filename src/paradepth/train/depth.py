@@ -110,7 +110,7 @@ def check_depth(model: Any, options: DepthOptions, processes: int, branches: Bra
     """
     executor, stack = build_executor(options), model.trunk
     if processes > 1:
-        check_unshared(model.config, f"{processes} processes cannot share layers or branches that use the same weights")
+        check_unshared(model.config, f"{processes} processes would each have layers of their own")
     if not isinstance(stack, Stack):
         if options != DepthOptions():
             raise ValueError(
