@@ -81,7 +81,8 @@ def test_variations_of_layers_and_branches_are_those_of_the_explicit_operators(o
         assert facts.active == pytest.approx(float((block.gates_BTM > 0.5).double().mean()))
         always = (block.gates_BTM > 0.5).double().mean(0)
         assert facts.steady == pytest.approx(float(((always == 0) | (always == 1)).double().mean()))
-        norms = [norm.operator.terms[0][0].diagonal(dim1=1, dim2=2) for norm in (block.attention_norm, block.mlp_norm)]
+        norms: list[Any] = [block.attention_norm.operator, block.mlp_norm.operator]
+        norms = [norm.terms[0][0].diagonal(dim1=1, dim2=2) for norm in norms]
         assert (facts.attention_norm, facts.mlp_norm) == pytest.approx(tuple(map(defined, norms)), rel=1e-6)
     for index, facts in enumerate(found.branches):
         dense = form.trunk.contribution(index).operator.dense()

@@ -370,6 +370,7 @@ def test_every_pool_of_a_classifier_of_texts(pool: Any) -> None:
 
 def test_a_stem_is_its_operator_and_one_without_is_told() -> None:
     stem = PatchStem((5, 7), (2, 3), channels=2, width=4, class_token=True).double()
+    assert stem.class_token is not None
     nn.init.normal_(stem.class_token)
     stem.set_normalisation([0.1, 0.5], [0.2, 0.7])
     x = torch.rand(3, 2, 5, 7, dtype=torch.float64)

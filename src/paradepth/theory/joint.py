@@ -70,8 +70,15 @@ def joint_block_form(
 def _source_block(layer: SourceLayer, z_BUD: Tensor, mask: Tensor | None, source: int, step: float) -> Block:
     target = z_BUD.shape[1] - source
     block = block_form(layer.layer, z_BUD[:, :source], mask, step=step)
-    parts = (block.attention_norm, block.attention, block.mlp_norm, block.up, block.down)
-    return Block(step, *(_among(part, 0, target) for part in parts), F.pad(block.gates_BTM, (0, 0, 0, target)))
+    return Block(
+        step,
+        _among(block.attention_norm, 0, target),
+        _among(block.attention, 0, target),
+        _among(block.mlp_norm, 0, target),
+        _among(block.up, 0, target),
+        _among(block.down, 0, target),
+        F.pad(block.gates_BTM, (0, 0, 0, target)),
+    )
 
 
 def _target_block(layer: TargetLayer, z_BUD: Tensor, mask: Tensor | None, source: int, step: float) -> Block:
@@ -91,7 +98,9 @@ def _target_block(layer: TargetLayer, z_BUD: Tensor, mask: Tensor | None, source
         step,
         _sum(_among(memory_norm, 0, target), _among(own_norm, source, 0)),
         _sum(_placed(cross, rows=(source, 0), cols=(0, target)), _among(own, source, 0)),
-        *(_among(part, source, 0) for part in (mlp_norm, up, down)),
+        _among(mlp_norm, source, 0),
+        _among(up, source, 0),
+        _among(down, source, 0),
         F.pad(gates_BTM, (0, 0, source, 0)),
     )
 

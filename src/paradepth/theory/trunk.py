@@ -234,11 +234,13 @@ def trunk_form(trunk: Stack | Branches, x: Any, *sides: Any, branches: int | Non
         ValueError: as `stack_form`; also other states, more side inputs than a mask, an unknown aggregate, or a number
             of branches that the trunk does not have.
     """
-    joined = isinstance(x, tuple) and len(x) == 2
-    if not (joined or isinstance(x, Tensor)):
+    source = None
+    if isinstance(x, tuple) and len(x) == 2:
+        x_BTD, source = torch.cat(x, dim=1), x[0].shape[1]
+    elif isinstance(x, Tensor):
+        x_BTD = x
+    else:
         raise ValueError(f"the trunk's state is a {type(x).__name__}; it must be a tensor, or a source and a target")
-    x_BTD: Tensor = torch.cat(x, dim=1) if joined else x
-    source = x[0].shape[1] if joined else None
     if len(sides) > 1:
         raise ValueError(f"layers get {len(sides)} inputs besides the state; the closed form knows an attention mask")
     mask = sides[0] if sides else None
