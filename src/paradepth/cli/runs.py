@@ -85,6 +85,8 @@ class _Study:
     """Shell pattern of the cells to run."""
     rerun: bool = False
     """Run finished cells again."""
+    report_only: bool = False
+    """Run nothing; write results.json and report.html from the cells that are there."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -153,11 +155,14 @@ def _list(options: Sequence[str]) -> dict[str, Any]:
 
 def _study(options: Sequence[str]) -> dict[str, Any]:
     from paradepth.studies import get_study
-    from paradepth.studies.runner import run_study
+    from paradepth.studies.runner import run_study, write_results
 
     o = parse(_Study, options, "study")
     study = get_study(o.name, o.size)
     out = o.out or Path("studies") / (o.name if o.size == "here" else f"{o.name}-{o.size}")
+    if o.report_only:
+        write_results(study, out)
+        return {"out": str(out)}
     say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
     summary = run_study(study, out=out, data_dir=o.data_dir, workers=o.workers, only=o.only, rerun=o.rerun, say=say)
     if summary["failed"]:

@@ -30,7 +30,10 @@ PRELOADED = (
     "paradepth.studies.measure",
     "paradepth.train.finetune",
     "paradepth.train.use",
+    "pyarrow.parquet",
     "sklearn.datasets",
+    "torch._dynamo",
+    "torchmetrics",
 )
 _THREADLESS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's allocator, which sklearn loads
 _MESSAGE = 1 << 20  # bytes; a request is a command line and an environment

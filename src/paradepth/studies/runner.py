@@ -33,7 +33,7 @@ from paradepth.studies.study import Cell, Study, resume_command, train_command
 from paradepth.studies.tiny_data import write_tiny_data
 from paradepth.train.checkpoint import CheckpointStore
 
-__all__ = ["Cell", "Study", "collect", "run_study"]
+__all__ = ["Cell", "Study", "collect", "run_study", "write_results"]
 
 Command = Callable[[Cell, Path], list[str]]
 
@@ -116,7 +116,7 @@ def run_study(
             runner.run(cells)
         finally:
             spawn.close()
-        _write_results(study, out)
+        write_results(study, out)
     finally:
         lock.release()
     say(f"{study.name}: {len(runner.done)} done, {len(runner.skipped)} already there, {len(runner.failed)} failed")
@@ -362,7 +362,15 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _write_results(study: Study, out: Path) -> None:
+def write_results(study: Study, out: str | os.PathLike[str]) -> None:
+    """Write `results.json` and `report.html` from the records that are in a study's folder, and run nothing.
+
+    Raises:
+        ValueError: there is no such folder, or what `collect` refuses.
+    """
+    out = Path(out)
+    if not (out / "cells").is_dir():
+        raise ValueError(f"{out} has no cells: no study was run there")
     results = collect(study, out)
     write_json(out / "results.json", results)
     filled = [group for group in results["groups"] if group["rows"]]
