@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def gated(kind: str = "images", *, open_wide: float = 0.7, **options: Any) -> Any:
+def gated(kind: str = "images", *, open_wide: float = 2.0, **options: Any) -> Any:
     """A model whose gates depend on the input."""
     name, own = KINDS[kind]
     model = paradepth.create_model(name, **{**TINY, **own, **options}).double().eval()
@@ -74,7 +74,7 @@ def image_gates(model: Any, state: Tensor, mask: Tensor | None = None) -> list[T
     found = []
     for branch in model.trunk.branches:
         means = [sample.mean(dim=0) if mask is None else sample[mask[b]].mean(dim=0) for b, sample in enumerate(n)]
-        z = torch.stack([(branch.gate.weight * mean).sum() + branch.gate.bias[0] for mean in means])
+        z = torch.stack([(branch.gate.weight * mean).sum() / 8**0.5 + branch.gate.bias[0] for mean in means])
         found.append(1 + z.tanh())
     return found
 

@@ -1,7 +1,7 @@
 """Gates: how much of each branch a sample gets, read from the input before any branch is evaluated.
 
-    X_0 ─┬─► pool(LN(X_0)) ─► 1 + tanh(w_i · … + b_i) = α_i(X_0) ─┐
-         └─► branch i ──────────────────────────────── δ_i(X_0) ──×──► X_0 + Σ_i α_i(X_0) δ_i(X_0)
+    X_0 ─┬─► pool(LN(X_0)) ─► 1 + tanh(w_i · … / √D + b_i) = α_i(X_0) ─┐
+         └─► branch i ───────────────────────────────────── δ_i(X_0) ──×──► X_0 + Σ_i α_i(X_0) δ_i(X_0)
 
 These are the α_j(x) of G(x) = Σ_j α_j(x) σ(W_j(x) x + θ_j(x)): Dynamic Universal Approximation Theory (arXiv
 2407.21670). The form 1 + tanh(z) has what a branch needs:
@@ -12,9 +12,10 @@ These are the α_j(x) of G(x) = Σ_j α_j(x) σ(W_j(x) x + θ_j(x)): Dynamic Uni
 - it is at most 2: the size of what a branch adds is the business of its last linear map;
 - it depends on its own branch alone. A softmax over the branches would make prefix k another model than `truncate(k)`.
 
-LN has no parameters; it makes z independent of the scale of the embedding.
+LN has no parameters; it makes z independent of the scale of the embedding. √D keeps gates from running ahead of their
+branches: AdamW moves each of the D numbers of w by the learning rate, and so z by as much as D times that.
 
-Shapes: B batch, T tokens, D width, k branches.
+Shapes: B batch, T tokens, D width, k branches, X the dimensions (B) or (B, T).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Per = Literal["sample", "token"]
 
 
 class Gate(nn.Module):
-    """α(X_0) = 1 + tanh(w · r + b), in (0, 2) and 1 as long as it is untrained; r is what `readings` makes of X_0.
+    """α(X_0) = 1 + tanh(w · r / √D + b), in (0, 2) and 1 as long as it is untrained; r is what `readings` makes of X_0.
 
     Args:
         width: D.
@@ -60,7 +61,8 @@ class Gate(nn.Module):
 
     def forward(self, readings_XD: Tensor) -> Tensor:
         """α, (B,) or (B, T), of readings (B, D) or (B, T, D)."""
-        return 1.0 + ((readings_XD * self.weight).sum(dim=-1) + self.bias).tanh()
+        z_X = (readings_XD * self.weight).sum(dim=-1) * len(self.weight) ** -0.5 + self.bias
+        return 1.0 + z_X.tanh()
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations for one sample (a multiply-add counts two)."""

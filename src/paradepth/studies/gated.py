@@ -251,9 +251,9 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] | None = None) -> Study
         claims=CLAIMS,
         verdicts=verdicts,
         protocol="Four branches of two layers, trained jointly on the same batches with the same options; a gate is "
-        "1 + tanh(w · mean of LN(x) + b), so that all rows start from the same function. Penalised gates pay their "
-        "mean times the penalty. A threshold is the largest one of eight quantiles of the validation gates that loses "
-        f"at most {100 * LOSS:g} points of validation accuracy; it is held against the subset of branches that is best "
-        "on the validation split, interpolated to the same saving. A difference counts when it exceeds two standard "
-        "errors.",
+        "1 + tanh(w · mean of LN(x) / √D + b), so that all rows start from the same function. Penalised gates pay "
+        "their mean times the penalty. A threshold is the largest one of eight quantiles of the validation gates that "
+        f"loses at most {100 * LOSS:g} points of validation accuracy; it is held against the subset of branches that "
+        "is best on the validation split, interpolated to the same saving. A difference counts when it exceeds two "
+        "standard errors.",
     )
