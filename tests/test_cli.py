@@ -17,6 +17,7 @@ from paradepth.cli import COMMANDS, main
 from paradepth.continual import ContinualOptions
 from paradepth.recipes import RECIPES, get_recipe
 from paradepth.studies import STUDIES
+from paradepth.studies.measurements import check_measurement
 from paradepth.train import start_run
 from paradepth.train.config import Config, check_options
 from paradepth.train.tasks import TASKS
@@ -181,7 +182,9 @@ def test_recipes_are_valid_and_their_docstrings_state_time_and_accuracy(name: st
 def test_studies_name_known_recipes_and_options(name: str) -> None:
     data = {known for task in TASKS for known in task.data_names}
     for cell in STUDIES[name]().cells:
-        if cell.command == "continual":
+        if cell.command == "measure":
+            check_measurement(cell.recipe, cell.options)
+        elif cell.command == "continual":
             own = {name: value for name, value in cell.options.items() if name in ContinualOptions.__dataclass_fields__}
             ContinualOptions(scenario=cell.recipe, **own)
             check_options(Config().replace(**{k: v for k, v in cell.options.items() if k not in own}))

@@ -147,7 +147,7 @@ def test_an_option_of_another_task_is_shown_where_it_is_set(tmp_path: Path) -> N
 def test_the_table_of_kinds_knows_every_task_and_its_options() -> None:
     known = {f.name for f in dataclasses.fields(DataOptions)} - set(EVERY_TASK_TAKES)
     for task in TASKS:
-        kind = kind_of(task.model_class.model_type)
+        kind = kind_of(task.model_class.model_type, task.data_names[0])
         assert kind.samples != "samples", task
         assert set(task.own_options) <= set(kind.options), task
         left = {name for name in known if not kind.foreign(name, None)}

@@ -9,7 +9,8 @@ def recall() -> Config:
     """Associative recall: 4 pairs, then every key again, each asking for its value; a GPT of 2 layers of width 64.
 
     Expected: 100 % of the answers right, learned all of a sudden around step 450 of 1000, after about half a minute on
-    one CPU core. With `--mixing static` 53 %: values that were asked for before are ruled out, and no key is looked up.
+    one CPU core, 2 minutes on one that is shared. With `--mixing static` 53 %: values that were asked for before are
+    ruled out, and no key is looked up.
     `--length` sets the number of pairs; more of them need more steps.
     """
     return Config().replace(
@@ -30,7 +31,7 @@ def recall() -> Config:
 def copying() -> Config:
     """Copying 4 symbols that are scattered among as many blanks; the model and the budget of `recall`.
 
-    Takes about half a minute on one CPU core; the % of answers that it gets right is not measured yet. `--length` sets
+    Takes less than 2 minutes on one CPU core; the % of answers that it gets right is not measured yet. `--length` sets
     the number of symbols; with `--data copying_fixed` they always stand in the same places.
     """
     return recall().replace(data="copying")
@@ -39,7 +40,7 @@ def copying() -> Config:
 def sorting() -> Config:
     """Sorting 4 letters; the model and the budget of `recall`.
 
-    Takes about half a minute on one CPU core; the % of answers that it gets right is not measured yet. `--length` sets
+    Takes less than 2 minutes on one CPU core; the % of answers that it gets right is not measured yet. `--length` sets
     the number of letters.
     """
     return recall().replace(data="sorting")

@@ -15,6 +15,8 @@ from paradepth.studies import (
     finetune_glue,
     gated,
     indicator,
+    mixing_overhead,
+    relaxation,
     schedules,
     sharing,
     stability,
@@ -39,6 +41,8 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "sharing": sharing.study,
     "branch_sum": branch_sum.study,
     "closed_form": closed_form.study,
+    "relaxation": relaxation.study,
+    "mixing_overhead": mixing_overhead.study,
 }
 
 

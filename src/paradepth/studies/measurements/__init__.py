@@ -19,6 +19,8 @@ MEASUREMENTS: dict[str, str] = {
     "composition": "paradepth.studies.measurements.composition",
     "routing": "paradepth.studies.measurements.routing",
     "sharing": "paradepth.studies.measurements.sharing",
+    "relaxation": "paradepth.studies.measurements.relaxation",
+    "mixing_overhead": "paradepth.studies.measurements.mixing_overhead",
 }
 """The module of each measurement, by its name; the function is called `measure`, or what stands behind a colon."""
 
