@@ -47,21 +47,18 @@ def updates(model: Approximator, u_Nd: Tensor, target_N: Tensor, *, branches: in
     cosine of the g_i themselves says nothing.)
     """
     assert isinstance(model.trunk, Branches)
-    stacks = model.trunk.first(branches)
     with torch.no_grad():
         x_NTD = model.stem(u_Nd)
-    parameters = [dict(stack.named_parameters()) for stack in stacks]
-    flat = [p for own in parameters for p in own.values()]
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one kernel that has a forward derivative
-        loss = (model(u_Nd, branches=branches) - target_N).square().mean()
-        gradients = iter(torch.autograd.grad(loss, flat))
     changes = []
-    for stack, own in zip(stacks, parameters, strict=True):
-        tangents = {name: next(gradients) for name in own}
-
-        def output(weights: dict[str, Tensor], stack: torch.nn.Module = stack) -> Tensor:
-            return model.head.increment(torch.func.functional_call(stack, weights, (x_NTD,)))
-
-        with sdpa_kernel(SDPBackend.MATH):
-            changes.append(torch.func.jvp(output, (own,), (tangents,))[1].detach())
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one kernel whose gradient can be differentiated
+        loss = (model(u_Nd, branches=branches) - target_N).square().mean()
+        for stack in model.trunk.first(branches):
+            weights = list(stack.parameters())
+            steps = torch.autograd.grad(loss, weights, retain_graph=True)
+            output_N = model.head.increment(stack(x_NTD))
+            # Jᵀz is linear in z, and its derivative along g is Jg.
+            z_N = torch.zeros_like(output_N, requires_grad=True)
+            back = torch.autograd.grad(output_N, weights, z_N, create_graph=True)
+            inner = torch.stack([(b * g).sum() for b, g in zip(back, steps, strict=True)]).sum()
+            changes.append(torch.autograd.grad(inner, z_N)[0])
     return torch.stack(changes)

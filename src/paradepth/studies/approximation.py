@@ -74,8 +74,8 @@ SIZES: dict[Size, dict[str, Any]] = {
         "functions": ("d = 1, s = 1",),
         "depths": (1,),
         "orders": (SERIAL, JOINT, STAGEWISE),
-        "layer_evals": 512.0,
-        "steps": 8,
+        "layer_evals": 160.0,
+        "steps": 4,
         "shape": {**NARROW, "branches": [1, 2], "batch_size": 16, "train_points": 64, "test_points": 64},
     },
     "here": {
