@@ -175,7 +175,7 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
         scratches = {kind: (recipe, {**given, **small}) for kind, (recipe, given) in SCRATCHES.items()}
         sets, fractions, seeds = {"Fashion-MNIST": "fashion_mnist"}, {LONG_AT: 0.1}, seeds[:1]
         tuning = {**TUNING, "precision": "float32", "validations": 1}
-        evals, batch = {PRETRAINING: 1024, TUNED: 512}, {PRETRAINING: 16, TUNED: 16}
+        evals, batch = {PRETRAINING: 512, TUNED: 256}, {PRETRAINING: 8, TUNED: 8}
     elif size == "paper":
         large = {"patch_size": 4, "width": 192, "heads": 3, "mlp": 768}
         scratches = {kind: (recipe, {**given, **large}) for kind, (recipe, given) in SCRATCHES.items()}

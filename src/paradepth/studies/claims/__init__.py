@@ -154,6 +154,7 @@ def page(root: Path) -> str:
 def _line(row: Row) -> str:
     verdict = f"**{row.verdict.verdict}**" if row.verdict else "not run yet"
     figure = row.verdict.figure if row.verdict else ""
-    where = f"[{row.title}](../{row.link}), `{row.command}`"
+    title = f"[{row.title}](../{row.link})" if row.verdict else row.title  # there is no report yet
+    where = f"{title}, `{row.command}`"
     cells = (row.claim.text, verdict, figure, where)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
