@@ -37,10 +37,10 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "indicator": indicator.study,
     "approximation": approximation.study,
     "balance": balance.study,
+    "closed_form": closed_form.study,
     "gated": gated.study,
     "sharing": sharing.study,
     "branch_sum": branch_sum.study,
-    "closed_form": closed_form.study,
     "relaxation": relaxation.study,
     "mixing_overhead": mixing_overhead.study,
 }

@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import Any
 
 MEASUREMENTS: dict[str, str] = {
+    "approximation": "paradepth.studies.measurements.approximation",
+    "probes": "paradepth.studies.measurements.probes",
+    "composition": "paradepth.studies.measurements.composition",
+    "closed_form": "paradepth.studies.measurements.closed_form",
+    "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
     "branch_sum": "paradepth.studies.measurements.branch_sum",
     "conversion": "paradepth.studies.measurements.conversion",
     "sentence_distance": "paradepth.studies.measurements.sentences:distance",
     "sentence_conversion": "paradepth.studies.measurements.sentences:conversion",
-    "approximation": "paradepth.studies.measurements.approximation",
-    "closed_form": "paradepth.studies.measurements.closed_form",
-    "closed_form_architectures": "paradepth.studies.measurements.closed_form:architectures",
-    "probes": "paradepth.studies.measurements.probes",
-    "composition": "paradepth.studies.measurements.composition",
     "routing": "paradepth.studies.measurements.routing",
     "sharing": "paradepth.studies.measurements.sharing",
     "relaxation": "paradepth.studies.measurements.relaxation",
