@@ -167,6 +167,11 @@ def test_steps_give_larger_models_more_compute_and_layer_evals_do_not() -> None:
     assert spent == [5 * 16, 2 * 5 * 16]
 
 
+def test_alignments_wait_for_the_second_branch() -> None:
+    options: dict[str, Any] = {**SMALL, "depth": 1, "branches": [2], "schedule": "stagewise", "layer_evals": 10 * 16.0}
+    assert len(_list(measure(seed=0, aligned_at=[0.2, 0.4], **options), "update_alignment")) == 2
+
+
 def test_alignments_are_measured_where_they_are_asked_for() -> None:
     options: dict[str, Any] = {**SMALL, "depth": 1, "branches": [1, 2], "schedule": "one_pass", "steps": 10}
     found = measure(seed=0, aligned_at=[0.5, 1.0], **options)

@@ -229,7 +229,8 @@ def train(
         optimiser.step()
         step += 1
         result.layer_evals += update_cost(model, objective, schedule.trainable()).layer_evals * options.batch_size
-        while waiting and result.layer_evals >= waiting[0] * layer_evals:
+        # A few long steps may reach a time before the second branch joins; it is measured as soon as that one is there.
+        while waiting and schedule.active > 1 and result.layer_evals >= waiting[0] * layer_evals:
             waiting.pop(0)
             _align(result, test, schedule.active)
     if result.stage_errors:
