@@ -194,7 +194,7 @@ def create_model(name: str, **options: Any) -> Any:
             vocab_size, context, branches, depth, step or buffers.
 
     Returns:
-        An `ImageClassifier` or a `CausalLM`.
+        The model, of the class of its task: an `ImageClassifier`, a `CausalLM` …
 
     Raises:
         ValueError: unknown model or option, or a value out of range.
