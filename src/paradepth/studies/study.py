@@ -88,7 +88,9 @@ class Cell:
 
     @property
     def embedded(self) -> bool:
-        """Whether it trains on the digits that come with scikit-learn, which lie in no folder."""
+        """Whether it trains on, or measures a run on, the digits that come with scikit-learn, which lie in no folder."""
+        if self.command == "measure":
+            return self.after is not None and self.after.embedded
         return self.command == "train" and self.options.get("data", self.recipe.split("_")[0]) == "digits"
 
     @property
@@ -262,7 +264,7 @@ def train_command(cell: Cell, run: Path, *, data_dir: Path | None = None) -> lis
 def _measure_command(cell: Cell, run: Path, data_dir: Path | None) -> list[str]:
     words = [sys.executable, "-m", "paradepth.studies.measure", cell.recipe]
     words += ["--options", json.dumps(dict(cell.options)), "--seed", str(cell.seed)]
-    if data_dir is not None:
+    if data_dir is not None and not cell.embedded:
         words += ["--data-dir", str(data_dir / cell.folder)]
     if cell.after is not None:
         words += ["--source", str(run.parent / cell.after.name)]
