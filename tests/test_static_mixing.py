@@ -282,7 +282,7 @@ def test_executors_of_layers_give_what_the_serial_one_gives() -> None:
 
 def test_neurons_of_such_layers_are_pruned() -> None:
     model, (x, y) = classifier(branches=2, **STATIC), images()
-    smaller = Neurons(6).apply(model, bench_for(model, x, y))
+    smaller: Any = Neurons(6).apply(model, bench_for(model, x, y))
     assert smaller.config.mlp == 6
     assert smaller.config.mixing == "static"
     assert torch.equal(

@@ -51,12 +51,13 @@ class Relaxed:
     """A model some of whose layers mix tokens by matrices that do not depend on the input.
 
     Attributes:
-        model: the model, of the ordinary kind, in evaluation mode; `config.static_layers` says which layers.
+        model: the model, a `TrunkModel` of the class that it had, in evaluation mode; `config.static_layers` says which
+            layers.
         errors: of each of these, by number, what the fit leaves: E ‖a − â‖² / E ‖a‖² over the data it was fitted to,
             where a is the attention's output (for layers behind relaxed ones with what is to be made up for).
     """
 
-    model: TrunkModel
+    model: Any
     errors: dict[int, float]
 
 

@@ -63,14 +63,13 @@ def measure(
         raise ValueError(f"width is {width}; it must be a multiple of 32, the width of a head")
     heads, mlp = width // 32, 4 * width
     options: dict[str, Any] = {"heads": heads, "causal": causal}
+    equal: dict[str, Any] = dict(equal_shape(width, heads, mlp, tokens))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = {
             ATTENTION: EncoderLayer(width, mlp=mlp, **options),
             FULL: EncoderLayer(width, mlp=mlp, mixing="static", tokens=tokens, **options),
-            EQUAL: EncoderLayer(
-                width, mixing="static", tokens=tokens, **options, **equal_shape(width, heads, mlp, tokens)
-            ),
+            EQUAL: EncoderLayer(width, mixing="static", tokens=tokens, **options, **equal),
         }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers = {name: layer.to(device) for name, layer in layers.items()}
