@@ -37,7 +37,8 @@ def features(model: Any, layer: Any, x_BTD: Tensor, mask: Tensor | None) -> tupl
 
 
 def first_layer(model: Any) -> Any:
-    return (model.trunk.branches[0] if isinstance(model.trunk, Branches) else model.trunk).layers[0]
+    stack: Any = model.trunk.branches[0] if isinstance(model.trunk, Branches) else model.trunk
+    return stack.layers[0]
 
 
 def best(model: Any, inputs: Any, *, causal: bool) -> Tensor:
