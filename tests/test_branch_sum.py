@@ -220,7 +220,7 @@ def test_outputs_of_a_model_in_coarse_steps(branches: int) -> None:
     assert (found[1].agreement, found[1].divergence) == (1.0, pytest.approx(0, abs=1e-12))
     with torch.no_grad():
         x, _ = model.embed(inputs)
-        stacks = list(model.trunk.branches) if isinstance(model.trunk, Branches) else [model.trunk]
+        stacks: list[Any] = list(model.trunk.branches) if isinstance(model.trunk, Branches) else [model.trunk]
         logits = model.decode(x + sum(layer.residual(x) for stack in stacks for layer in stack.layers), inputs)
         exact = model(inputs)
     p, q = exact.softmax(-1), logits.softmax(-1)

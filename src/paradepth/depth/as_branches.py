@@ -102,7 +102,9 @@ class AsBranches(DepthExecutor):
         branch_layers((1,), groups)  # refuses what is unknown
         if len(buffers) != 2 or not all(isinstance(number, int) and number >= 0 for number in buffers):
             raise ValueError(f"buffers is {buffers!r}; it must be two numbers of layers (first, last), each at least 0")
-        self.branches, self.groups, self.buffers = branches, groups, (int(buffers[0]), int(buffers[1]))
+        self.branches = branches
+        self.groups: Groups = groups
+        self.buffers = (int(buffers[0]), int(buffers[1]))
 
     def check(self, stack: Stack) -> None:
         self._places(stack)

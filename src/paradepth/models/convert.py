@@ -119,7 +119,7 @@ def converted_config(config: Any, branches: int, *, groups: Groups = "consecutiv
             f"aggregate is {config.aggregate!r}; only branches that are added up as residuals are layers of one stack"
         )
     layers = sum(config.branch_depths)
-    depths = (layers,) if branches == 0 else branch_depths(layers, branches)
+    depths = branch_depths(layers, 1 if branches == 0 else branches)
     places = [place for each in branch_layers(depths, groups) for place in each]
     kept = config.buffers
     if max(config.branches, 1) > 1 or len(depths) > 1:

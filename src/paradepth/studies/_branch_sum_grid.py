@@ -155,13 +155,13 @@ SIZES: dict[Size, Scale] = {
     ),
     "here": Scale(
         sets=(
-            FASHION.at(8, (2, 4, 8), {"budget": "400000 layer_evals"}),
-            SHAKESPEARE.at(8, (2, 4, 8), {"budget": "76800 layer_evals"}),
-            SHAKESPEARE.at(8, (2, 4, 8), {"budget": "76800 layer_evals", "step": 1 / 8}, scratch=False),
+            FASHION.at(8, (2, 4, 8), {"budget": "300000 layer_evals"}),
+            SHAKESPEARE.at(8, (2, 4, 8), {"budget": "57600 layer_evals"}),
+            SHAKESPEARE.at(8, (2, 4, 8), {"budget": "57600 layer_evals", "step": 1 / 8}, scratch=False),
         ),
         fractions=(0.02, 0.05, 0.1, 0.2),
         seeds=(0, 1, 2),
-        sentences={"encoder": "minilm"},
+        sentences={"encoder": "minilm", "updates": 100, "batch_size": 32, "unlabelled": 3200, "probe": 500},
         encoder={"encoder": "minilm"},
         rows=ROWS,
     ),

@@ -179,7 +179,8 @@ def first_guess(
         if start in stack.between:
             size = _size(states[end], counted)
             misses = (local, errors, subtract(guess, states[end]))
-            rows.append((end, *(_part(_size(miss, counted), size) for miss in misses)))
+            local_part, predicted_part, measured_part = (_part(_size(miss, counted), size) for miss in misses)
+            rows.append((end, local_part, predicted_part, measured_part))
     layers, local_errors, predicted, measured = zip(*rows, strict=True)
     return FirstGuess(layers, local_errors, predicted, measured)
 
