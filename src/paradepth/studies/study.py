@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def embedded(self) -> bool:
-        """Whether it trains on, or measures a run on, the digits that come with scikit-learn, which lie in no folder."""
+        """Whether it trains on, or measures a run on, the digits that come with scikit-learn and lie in no folder."""
         if self.command == "measure":
             return self.after is not None and self.after.embedded
         return self.command == "train" and self.options.get("data", self.recipe.split("_")[0]) == "digits"
