@@ -70,6 +70,20 @@ def test_branch_latency_benchmark_measures_every_variant(tmp_path: Path) -> None
     assert done.stdout.count("\n| 1×4 |") == 5
 
 
+def test_branch_latency_benchmark_measures_some_ways_only(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    script = ROOT / "benchmarks" / "branch_latency" / "run.py"
+    options = ["--size", "smoke", "--batches", "1", "--threads", "1", "--rounds", "1", "--precisions", "float32"]
+    command = [sys.executable, script, *options, "--out", out, "--ways"]
+    done = subprocess.run([*command, "compiled"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["results"]
+    assert [(row["shape"], row["way"]) for row in rows] == [("1×4", "compiled"), ("4×1", "compiled")]
+    done = subprocess.run([*command, "loop"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "['loop']" in done.stderr
+
+
 def coarse_operators(*options: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     shape = ["--layers", "8", "--width", "8", "--heads", "2", "--context", "8", "--batch", "2", "--passages", "2"]
     command = [sys.executable, COARSE_OPERATORS / "run.py", *shape, "--cache", cwd / "weights", *options]

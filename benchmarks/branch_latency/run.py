@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from variants import SIZES, Size, Variant, onnx_variants, torch_variants
+from variants import SERIAL_WAYS, SIZES, Size, Variant, onnx_variants, torch_variants
 
 from paradepth.atomic import write_json
 from paradepth.distributed import World
@@ -54,14 +54,17 @@ def timed(variants: list[Variant], *, rounds: int) -> list[list[float]]:
     return seconds
 
 
-def measure(size: Size, *, batch: int, precision: str, threads: int, rounds: int, compiled: bool) -> list[dict]:
-    """All variants at one batch size, measured in turns."""
+def measure(
+    size: Size, *, batch: int, precision: str, threads: int, rounds: int, compiled: bool, ways: list[str] | None
+) -> list[dict]:
+    """All variants, or those of some ways, at one batch size, measured in turns."""
     draw = torch.Generator().manual_seed(0)
     images_BCHW = torch.rand(batch, 3, size.image_size, size.image_size, generator=draw).to(PRECISIONS[precision])
     with torch.inference_mode():
         variants = list(torch_variants(size, images_BCHW, threads=threads, compiled=compiled))
         if precision == "float32":
             variants += onnx_variants(size, images_BCHW, threads=threads)
+        variants = [variant for variant in variants if ways is None or variant.way in ways]
         seconds = timed(variants, rounds=rounds)
     serial = [i for i, variant in enumerate(variants) if variant.is_serial_torch]
     best = min(serial, key=lambda i: float(np.median(seconds[i])))
@@ -118,12 +121,16 @@ def main() -> None:
     parser.add_argument("--precisions", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds of each variant")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled serial network out")
+    parser.add_argument("--ways", nargs="+", help="time only these ways of evaluation, such as: eager compiled")
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled networks out")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # of one number of threads, for the parent
     options = parser.parse_args()
     if min(options.rounds, *options.batches, *options.threads) < 1:
         parser.error("--rounds, --batches and --threads must be at least 1")
+    peers = SERIAL_WAYS - ({"compiled"} if options.no_compile else set())
+    if options.ways and not peers & set(options.ways):
+        parser.error(f"--ways is {options.ways}; one of {sorted(peers)} must be there, to compare with")
 
     rows: list[dict[str, Any]] = []
     if options.rows:
@@ -138,6 +145,7 @@ def main() -> None:
                 threads=threads,
                 rounds=options.rounds,
                 compiled=not options.no_compile,
+                ways=options.ways,
             )
             write_json(options.rows, rows)
         return
@@ -150,6 +158,7 @@ def main() -> None:
     about["bf16_units"] = has_bf16_units(cpu)
     arguments = ["--size", options.size, "--rounds", str(options.rounds), "--precisions", *options.precisions]
     arguments += ["--batches", *map(str, options.batches), *(["--no-compile"] if options.no_compile else [])]
+    arguments += ["--ways", *options.ways] if options.ways else []
     for threads in options.threads:
         rows += measure_elsewhere(arguments, threads=threads)
         if options.out:  # after each, so that a run that is cut short leaves what it has

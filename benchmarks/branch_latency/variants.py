@@ -21,6 +21,8 @@ from paradepth.export.session import Execution, open_session
 
 Call = Callable[[], Any]
 
+SERIAL_WAYS = {"eager", "nn.TransformerEncoder", "compiled"}  # to evaluate the serial network in PyTorch
+
 
 @dataclass(frozen=True)
 class Size:
@@ -100,6 +102,9 @@ def torch_variants(size: Size, images_BCHW: Tensor, *, threads: int, compiled: b
             assert isinstance(model.trunk, Branches)
             model.trunk.executor = executor
             yield Variant(f"{branches}×{depth}", way, lambda model=model: model(images_BCHW))
+        if compiled:  # a traced model evaluates its branches one after another, whatever the executor
+            faster = torch.compile(new_model(size, branches, depth).to(dtype), dynamic=False)
+            yield Variant(f"{branches}×{depth}", "compiled", lambda model=faster: model(images_BCHW))
 
 
 def onnx_variants(size: Size, images_BCHW: Tensor, *, threads: int) -> Iterator[Variant]:
