@@ -235,7 +235,7 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] | None = None) -> Study
                 measurements.append(
                     Cell(f"{run.name}-routing", task + LEFT_OUT, row, "routing", {}, seed, after=run, command="measure")
                 )
-    drawn = Curve("parts_accuracy", "parts_saved", "part of the layer evaluations saved", "accuracy by samples")
+    drawn = Curve("parts_accuracy", "parts_saved", "part of the layer evaluations saved", "accuracy")
     return Study(
         name="gated",
         title="Gates that depend on the input, and branches that a sample does without",
@@ -244,7 +244,9 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] | None = None) -> Study
         cells=(*runs, *measurements),
         findings=findings,
         notes={
-            task + LEFT_OUT: "Thresholds and subsets are chosen on the validation split, figures are of the test split."
+            task
+            + LEFT_OUT: "Gated models leave out branches by sample, the plain sum the same ones for all. Thresholds "
+            "and subsets are chosen on the validation split, figures are of the test split."
             for task in chosen["tasks"]
         },
         curves={task + LEFT_OUT: (drawn,) for task in chosen["tasks"]},

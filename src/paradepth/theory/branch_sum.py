@@ -208,8 +208,9 @@ def output_distances(
 
     >>> from paradepth import create_model
     >>> model = create_model("vit_nano", image_size=8, patch_size=4, depth=3, step=1 / 3).eval()
-    >>> [(d.length, d.agreement > 0.5) for d in output_distances(model, torch.rand(4, 3, 8, 8))]
-    [(1, True), (2, True), (3, True)]
+    >>> distances = output_distances(model, torch.rand(4, 3, 8, 8))
+    >>> [d.length for d in distances], distances[0].agreement
+    ([1, 2, 3], 1.0)
     """
     wanted = _checked(lengths, max(stack.depth for stack in stacks_of(model.trunk)))
     exact = model(inputs).double()

@@ -43,7 +43,7 @@ def measure(
         mean; of the largest threshold that the tolerance allows `threshold`, test accuracy (`routed`), calibration
         error (`routed_calibration_error`), the part of the layer evaluations that is saved (`saved`), and the accuracy
         of the subsets at that saving (`fixed`, between two sizes by linear interpolation); and by part left out
-        `parts_saved` and `parts_accuracy`, on the test split.
+        `parts_saved` and `parts_accuracy`, on the test split. Of a model without gates these are the subsets'.
 
     Raises:
         ValueError: no source, or one that is no classifier with branches and gates of samples.
@@ -77,14 +77,13 @@ def measure(
         subsets.append((saved, tested.accuracy(best_n[:, None] * torch.ones_like(tested.gates_nB))))
     found["subsets"] = [accuracy for _, accuracy in subsets]
     if model.trunk.aggregate != "gated":
-        return found
+        saved_parts, accuracies = (list(values) for values in zip(*subsets, strict=True))
+        return found | {"parts_saved": saved_parts, "parts_accuracy": accuracies}
     found["gate"] = float(tested.gates_nB.mean())
     found["gate_spread"] = float(tested.gates_nB.std(dim=1).mean())
     mean_n1 = seen.gates_nB.mean(dim=1, keepdim=True)
     # Contributions have their gates in them already.
-    found["constant"] = tested.accuracy(
-        mean_n1 / tested.gates_nB.clamp(min=1e-6)
-    )  # contributions have the gates in them
+    found["constant"] = tested.accuracy(mean_n1 / tested.gates_nB.clamp(min=1e-6))
     rows = []
     for part in PARTS:
         threshold = float(seen.gates_nB.flatten().quantile(part)) if part else 0.0
