@@ -58,6 +58,7 @@ def measure(
     size: Size, *, batch: int, precision: str, threads: int, rounds: int, compiled: bool, ways: list[str] | None
 ) -> list[dict]:
     """All variants, or those of some ways, at one batch size, measured in turns."""
+    torch.compiler.reset()  # of the case before: more than eight compiled forms of a function fall back to eager mode
     draw = torch.Generator().manual_seed(0)
     images_BCHW = torch.rand(batch, 3, size.image_size, size.image_size, generator=draw).to(PRECISIONS[precision])
     with torch.inference_mode():
