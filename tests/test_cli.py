@@ -181,7 +181,7 @@ def test_recipes_are_valid_and_their_docstrings_state_time_and_accuracy(name: st
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_name_known_recipes_and_options(name: str) -> None:
     data = {known for task in TASKS for known in task.data_names}
-    for cell in STUDIES[name]().cells:
+    for cell in STUDIES[name]("here").cells:
         if cell.command == "measure":
             check_measurement(cell.recipe, cell.options)
         elif cell.command == "continual":

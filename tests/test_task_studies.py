@@ -10,7 +10,7 @@ import pytest
 from paradepth.cli import main
 from paradepth.models import create_model, model_class, model_config
 from paradepth.recipes import get_recipe
-from paradepth.studies import finetune_glue, tasks
+from paradepth.studies import _tasks_said, finetune_glue, tasks
 from paradepth.studies.study import Cell, Study, train_command
 from paradepth.train.accounting import update_cost
 from paradepth.train.config import Config, ModelOptions, check_options
@@ -45,7 +45,7 @@ def cell_of(study: Study, group: str, label: str) -> Cell:
 @pytest.mark.parametrize(("name", "label"), ROWS)
 def test_rows_of_a_task_are_runs_of_equal_parameters(name: str, label: str) -> None:
     study = tasks.study()
-    config, serial = (config_of(cell_of(study, name, row)) for row in (label, tasks.SERIAL))
+    config, serial = (config_of(cell_of(study, name, row)) for row in (label, _tasks_said.SERIAL))
     model, other = model_of(config), model_of(serial)
     sizes, costs = zip(
         *(
@@ -54,7 +54,7 @@ def test_rows_of_a_task_are_runs_of_equal_parameters(name: str, label: str) -> N
         ),
         strict=True,
     )
-    if label == tasks.SHALLOW:
+    if label == _tasks_said.SHALLOW:
         assert sizes[0] < sizes[1]
         assert costs == (4, 12)
     else:
@@ -62,8 +62,8 @@ def test_rows_of_a_task_are_runs_of_equal_parameters(name: str, label: str) -> N
         assert costs == (12, 12)
     assert config.optimiser_options.budget == serial.optimiser_options.budget
     check_depth(model, config.depth_options, 1)
-    assert (config.depth_options.executor == "mgrit") == label.startswith(tasks.PARALLEL)
-    assert config.depth_options.control == (label == tasks.CONTROLLED)
+    assert (config.depth_options.executor == "mgrit") == label.startswith(_tasks_said.PARALLEL)
+    assert config.depth_options.control == (label == _tasks_said.CONTROLLED)
 
 
 def test_layer_parallel_rows_train_the_network_of_their_serial_counterpart() -> None:
@@ -71,7 +71,7 @@ def test_layer_parallel_rows_train_the_network_of_their_serial_counterpart() -> 
     for name in tasks.TASKS:
         shapes = [
             config_of(cell_of(study, name, label)).model_options
-            for label in (tasks.ODE, tasks.PARALLEL, tasks.CONTROLLED)
+            for label in (_tasks_said.ODE, _tasks_said.PARALLEL, _tasks_said.CONTROLLED)
         ]
         assert shapes[0] == shapes[1] == shapes[2]
         assert shapes[0].step == 1 / 12
@@ -126,8 +126,10 @@ def test_findings_of_tasks_say_who_wins_and_what_is_within_its_limit() -> None:
     def made(cell: Cell) -> dict[str, Any]:
         noise = 0.001 * cell.seed
         accuracy = {one_pass: 0.9, stagewise: 0.7}.get(cell.label, 0.8) + noise
-        loss = {one_pass: 0.9, stagewise: 1.2, tasks.PARALLEL: 1.02, tasks.CONTROLLED: 1.009}.get(cell.label, 1.0)
-        bleu = {tasks.PARALLEL: 29.4, tasks.CONTROLLED: 29.6}.get(cell.label, 30.0)
+        loss = {one_pass: 0.9, stagewise: 1.2, _tasks_said.PARALLEL: 1.02, _tasks_said.CONTROLLED: 1.009}.get(
+            cell.label, 1.0
+        )
+        bleu = {_tasks_said.PARALLEL: 29.4, _tasks_said.CONTROLLED: 29.6}.get(cell.label, 30.0)
         return record(cell, accuracy, loss=loss + noise, bleu=bleu + noise)
 
     study = tasks.study()

@@ -120,6 +120,7 @@ def converted_config(config: Any, branches: int, *, groups: Groups = "consecutiv
         )
     layers = sum(config.branch_depths)
     depths = branch_depths(layers, 1 if branches == 0 else branches)
+    depth = depths[0]
     places = [place for each in branch_layers(depths, groups) for place in each]
     kept = config.buffers
     if max(config.branches, 1) > 1 or len(depths) > 1:
@@ -129,7 +130,7 @@ def converted_config(config: Any, branches: int, *, groups: Groups = "consecutiv
                 "the same buffers, each; convert a model whose layers all take the same step"
             )
         kept = (0, 0)  # where h = 1 throughout they are for executors of depth alone
-    shape = {"depth": depths[0], "depths": depths if branches else None, "branches": branches}
+    shape: dict[str, Any] = {"depth": depth, "depths": depths if branches else None, "branches": branches}
     if config.static_layers is not None:
         before = [place for each in branch_layers(config.branch_depths, groups) for place in each]
         static = {before[number] for number in config.static_layers}

@@ -77,8 +77,9 @@ def measure(
         subsets.append((saved, tested.accuracy(best_n[:, None] * torch.ones_like(tested.gates_nB))))
     found["subsets"] = [accuracy for _, accuracy in subsets]
     if model.trunk.aggregate != "gated":
-        saved_parts, accuracies = (list(values) for values in zip(*subsets, strict=True))
-        return found | {"parts_saved": saved_parts, "parts_accuracy": accuracies}
+        found["parts_saved"] = [saved for saved, _ in subsets]
+        found["parts_accuracy"] = found["subsets"]
+        return found
     found["gate"] = float(tested.gates_nB.mean())
     found["gate_spread"] = float(tested.gates_nB.std(dim=1).mean())
     mean_n1 = seen.gates_nB.mean(dim=1, keepdim=True)

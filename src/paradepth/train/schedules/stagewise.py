@@ -132,7 +132,8 @@ class Stagewise(Schedule):
             raise ValueError(
                 "aggregate 'sum' adds the input once per branch, so no branch can start at zero; set new_branch=random"
             )
-        check_starts_at_zero(model.config.share, "new_branch=random")  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = model.config
+        check_starts_at_zero(config.share, "new_branch=random")
         for part in list(model.parts().values())[2:-1]:  # pyright: ignore[reportCallIssue]
             part.zero_output_()
 
