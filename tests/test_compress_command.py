@@ -249,7 +249,7 @@ def test_the_test_split_is_evaluated_once(run: Path, tmp_path: Path, monkeypatch
     compress_run(run, max_size="0.5x", out=tmp_path / "out", **options)
     compress_run(run, test=True, **options)
     assert [line for line in lines if "test split" in line] == ["evaluating the test split: prefix=2"]
-    monkeypatch.setattr("paradepth.compress.run.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    monkeypatch.setattr("paradepth.compress.workbench.Workbench.test", lambda *_, **__: pytest.fail("evaluated again"))
     again = compress_run(run, test=True, **options)
     assert all(point["test"] for point in again["points"])
 

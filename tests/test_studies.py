@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from paradepth.train.config import Config, ModelOptions, ScheduleOptions, check_
 from paradepth.train.depth import build_controller, build_executor
 from paradepth.train.schedules import Annealing, build_schedule
 from paradepth.train.tasks import task_class
+from test_docs import DOCS, blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,9 +99,8 @@ def test_the_example_of_the_documentation_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paradepth.studies.spawn.ForkServer", lambda **_: server)
     monkeypatch.setattr(server, "close", lambda: None)
-    text = (ROOT / "docs" / "studies.md").read_text()
     names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+    for block in blocks(DOCS / "studies.md", "python"):
         exec(block, names)
     assert names["done"]["failed"] == []
     assert len(names["done"]["done"]) == 6

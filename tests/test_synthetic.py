@@ -128,7 +128,6 @@ def test_a_run_of_branches_is_resumed_evaluated_reported_and_continues_prompts(
     assert 0 <= told["exact_accuracy"][1] <= told["accuracy"][1]
     assert main(["evaluate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exact_accuracy"] == told["exact_accuracy"]
-    page = (run / "report.html").read_text() if (run / "report.html").exists() else ""
     assert main(["report", str(run), "--json"]) == 0
     page = (run / "report.html").read_text()
     assert "exact-sequence accuracy" in page

@@ -63,7 +63,7 @@ def measure(
     images_BCHW = torch.rand(batch, 3, size.image_size, size.image_size, generator=draw).to(PRECISIONS[precision])
     with torch.inference_mode():
         variants = list(torch_variants(size, images_BCHW, threads=threads, compiled=compiled))
-        if precision == "float32":
+        if precision == "float32" and (ways is None or any(way.startswith("onnxruntime") for way in ways)):
             variants += onnx_variants(size, images_BCHW, threads=threads)
         variants = [variant for variant in variants if ways is None or variant.way in ways]
         seconds = timed(variants, rounds=rounds)

@@ -121,21 +121,12 @@ def schedules() -> Figure:
         "joint": "one loss, of all four",
         "one_pass": "four losses, of each prefix, from one evaluation",
         "cycle": "for each batch four updates: prefix 1, 2, 3, 4",
-        "stagewise": "one branch more in each stage; the loss is that of the newest prefix",
+        "stagewise": "a branch more in each stage, loss of the newest prefix",
     }
     for r, (name, note) in enumerate(rows.items()):
         top = 8 + r * 76
         s.text(6, top + 4, name, ha="left", fontsize=12.5)
-        s.text(92, top + 4, note, ha="left", fontsize=11, color=MUTED) if r < 3 else None
-        if r == 3:
-            s.text(
-                92,
-                top + 4,
-                "a branch more in each stage, loss of the newest prefix",
-                ha="left",
-                fontsize=11,
-                color=MUTED,
-            )
+        s.text(92, top + 4, note, ha="left", fontsize=11, color=MUTED)
         for n, color in enumerate(BRANCHES):
             y = top + 17 + n * 11
             s.text(left - 8, y + 4, str(n + 1), fontsize=11, color=color, ha="right")

@@ -41,10 +41,10 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # torchrun numbers its processes
 
 
-def with_report(result: dict[str, Any]) -> dict[str, Any]:
-    """Writes the report of a finished run and adds its place to the result."""
-    from paradepth.report import write_report
+def with_report(result: dict[str, Any], *, wanted: bool = True) -> dict[str, Any]:
+    """Writes the report of a finished run, where one is wanted, and adds its place to the result."""
+    if wanted and is_main_process():
+        from paradepth.report import write_report  # matplotlib
 
-    if is_main_process():
         result["report"] = str(write_report([Path(result["run"])]))
     return result

@@ -89,7 +89,7 @@ def _train(options: Sequence[str]) -> dict[str, Any]:
     config = recipe.replace(**recipe.changed(wanted))
     folder = chosen.run_dir or Path("runs") / recipe.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)
-    return with_report(result) if chosen.report else result
+    return with_report(result, wanted=chosen.report)
 
 
 def _finetune(options: Sequence[str]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _finetune(options: Sequence[str]) -> dict[str, Any]:
         raise ValueError("data and init follow from RUN and --task; leave them out")
     folder = chosen.run_dir or Path("runs") / start.recipe
     result = start_run(config, folder, overwrite=chosen.overwrite)
-    return with_report(result) if chosen.report else result
+    return with_report(result, wanted=chosen.report)
 
 
 def _given(options: Sequence[str], name: str) -> str | None:
@@ -143,7 +143,7 @@ def _resume(options: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"branch_processes is {o.branch_processes}; a continual run takes one process")
         return resume_continual(o.run)
     result = resume_run(o.run, branch_processes=o.branch_processes)
-    return with_report(result) if o.report else result
+    return with_report(result, wanted=o.report)
 
 
 COMMANDS: Commands = {

@@ -17,10 +17,8 @@ from paradepth.compress.to_branches import ToBranches, ToInterleavedBranches
 from paradepth.compress.tune import Distil, Tune
 from paradepth.compress.workbench import Workbench
 from paradepth.depth.as_branches import Groups
-from paradepth.distributed import World
 from paradepth.models import TrunkModel
-from paradepth.train.evaluate import evaluate
-from paradepth.train.folder import check_folder
+from paradepth.train.folder import derived_folder
 
 SUFFIX = "-converted"  # of the run that is written
 
@@ -73,12 +71,7 @@ def convert_run(
         raise ValueError(f"learning_rate is {learning_rate}, and nothing is trained; give tune or distil")
     if not (run / "model.safetensors").is_file():
         raise ValueError(f"{run} is no finished run: it has no model.safetensors")
-    named = run if run.name not in ("", "..") else run.resolve()
-    target = Path(out) if out is not None else named.with_name(f"{named.name}{SUFFIX}")
-    source, place = run.resolve(), target.resolve()
-    if place == source or place in source.parents or source in place.parents:
-        raise ValueError(f"out is {target}; it must be a folder of its own, neither {run} nor around or inside it")
-    check_folder(target, overwrite=overwrite)
+    target = derived_folder(run, out, suffix=SUFFIX, overwrite=overwrite)
     plan = conversion_plan(branches, groups=groups, tune=tune, distil=distil)
     bench = Workbench.of_run(run, data_dir=data_dir, device=device, learning_rate=learning_rate)
     check_plan(plan, bench.teacher)
@@ -104,11 +97,11 @@ def conversion_plan(branches: int, *, groups: Groups = "consecutive", tune: int 
 def _convert(run: Path, out: Path, plan: Plan, bench: Workbench, say: Callable[[str], object]) -> dict[str, Any]:
     begun = time.perf_counter()
     model: TrunkModel = bench.teacher
-    tested = [_test(model, bench)]
+    tested = [bench.test(model)]
     say(f"serial: {_described(tested[0])}")
     for step in plan:
         model = step.apply(model, bench)
-        tested.append(_test(model, bench))
+        tested.append(bench.test(model))
         say(f"{step}: {_described(tested[-1])}")
     seconds = time.perf_counter() - begun
     key = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
@@ -132,11 +125,6 @@ def _convert(run: Path, out: Path, plan: Plan, bench: Workbench, say: Callable[[
         "updates": cost[0],
         "layer_evals": cost[1].layer_evals,
     }
-
-
-def _test(model: TrunkModel, bench: Workbench) -> dict[str, float]:
-    found = evaluate(model, bench.task, "test", world=World(0, 1, bench.device))
-    return {"accuracy": found.accuracy[-1], "loss": found.loss[-1]}
 
 
 def _point(model: TrunkModel, plan: str, bench: Workbench) -> dict[str, Any]:

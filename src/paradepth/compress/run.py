@@ -19,11 +19,9 @@ from paradepth.compress.output import write_run
 from paradepth.compress.plans import QUICK_STEPS, TUNE_STEPS, default_plans
 from paradepth.compress.step import Plan, check_plan, parse_plan, plan_text
 from paradepth.compress.workbench import Workbench
-from paradepth.distributed import World
 from paradepth.export.latency import warning
 from paradepth.train import Interrupted
-from paradepth.train.evaluate import evaluate
-from paradepth.train.folder import check_folder, check_writable
+from paradepth.train.folder import check_writable, derived_folder
 
 FILE = "frontier.json"  # in RUN/compression: the table
 SUFFIX = "-compressed"  # of the run that is chosen
@@ -242,8 +240,7 @@ def _test(frontier: Frontier, plan: Plan) -> dict[str, Any]:
     found = _evaluation(frontier.run) if not plan else None
     if found is None:
         frontier.say(f"evaluating the test split: {name_of(plan)}")
-        result = evaluate(frontier.model(plan), bench.task, "test", world=World(0, 1, bench.device))
-        found = {"accuracy": result.accuracy[-1], "loss": result.loss[-1]}
+        found = bench.test(frontier.model(plan))
     _keep_test(frontier, plan, found)
     return found
 
@@ -290,13 +287,7 @@ def _target(run: Path, out: str | Path | None, limits: Limits, *, overwrite: boo
                     "or a loss of accuracy"
                 )
         return None
-    named = run if run.name not in ("", "..") else run.resolve()
-    target = Path(out) if out is not None else named.with_name(f"{named.name}{SUFFIX}")
-    source, place = run.resolve(), target.resolve()
-    if place == source or place in source.parents or source in place.parents:
-        raise ValueError(f"out is {target}; it must be a folder of its own, neither {run} nor around or inside it")
-    check_folder(target, overwrite=overwrite)
-    return target
+    return derived_folder(run, out, suffix=SUFFIX, overwrite=overwrite)
 
 
 def _check_plan(plan: Plan, bench: Workbench) -> None:

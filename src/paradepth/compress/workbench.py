@@ -25,7 +25,7 @@ from paradepth.models import TrunkModel, from_pretrained
 from paradepth.models.quantised import check_learns
 from paradepth.nn import set_dropout_key
 from paradepth.train.config import Config
-from paradepth.train.evaluate import Evaluation, evaluate
+from paradepth.train.evaluate import Evaluation, evaluate, in_order
 from paradepth.train.optimiser import Optimiser
 from paradepth.train.precision import autocast_dtype
 from paradepth.train.run import read_run_config
@@ -138,15 +138,18 @@ class Workbench:
 
     def validation_batches(self) -> Iterator[tuple[Any, Tensor]]:
         """Inputs and targets of the validation split, in order."""
-        size = self.task.evaluation_batch
-        for start in range(0, self.task.count("validation"), size):
-            yield self.task.ordered("validation", start, start + size)
+        return in_order(self.task, "validation")
 
     # ---- measuring -----------------------------------------------------------------------------------------
 
     def validate(self, model: TrunkModel) -> Evaluation:
         """Means of every prefix of `model` over the validation split, in the model's own number format."""
         return evaluate(model, self.task, "validation", world=self._world)
+
+    def test(self, model: TrunkModel) -> dict[str, float]:
+        """Accuracy and loss of the full sum over the test split: for what has been chosen."""
+        found = evaluate(model, self.task, "test", world=self._world)
+        return {"accuracy": found.accuracy[-1], "loss": found.loss[-1]}
 
     # ---- training ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ Shapes: B sequences, N tokens of a sequence, n its length (pairs or symbols), T 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -121,6 +122,12 @@ def check_length(name: str, length: int) -> None:
         raise ValueError(f"length is {length}; sequences of {name} have a length between 1 and {_MOST[name]}")
 
 
+@functools.lru_cache(maxsize=4)
+def _held_out(name: str, length: int, split: str) -> tuple[Tensor, Tensor]:
+    """All sequences of a split, on the CPU, and which of their tokens are answers; batch after batch asks for them."""
+    return draw_sequences(name, length, HELD_OUT, draws=generator(0, f"{split} sequences of {name}", length))
+
+
 @dataclass(frozen=True)
 class SequenceData:
     """Sequences of one kind and length; what is drawn is a function of the seed, the split and the place in it.
@@ -171,8 +178,7 @@ class SequenceData:
             What a model reads, int64 (B, T); the token after each, (B, T); and which of these are answers, booleans
             (T,).
         """
-        draws = generator(0, f"{split} sequences of {self.name}", self.length)
-        tokens_BN, answer_N = draw_sequences(self.name, self.length, HELD_OUT, draws=draws)
+        tokens_BN, answer_N = _held_out(self.name, self.length, split)
         return self._cut(tokens_BN[start:stop], answer_N)
 
     def _cut(self, tokens_BN: Tensor, answer_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

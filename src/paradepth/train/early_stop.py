@@ -18,6 +18,7 @@ from paradepth.branches import choose_executor
 from paradepth.distributed import join_world
 from paradepth.models import TrunkModel, from_pretrained
 from paradepth.models.early_stop import EarlyStop, calibrate, check_early_stop, confidence, stopping_points
+from paradepth.train.evaluate import in_order
 from paradepth.train.run import read_run_config
 from paradepth.train.tasks import Task, load_data
 
@@ -81,7 +82,7 @@ def early_stop_run(
             chosen_BN = logits_nBN[used_B - 1, torch.arange(len(used_B), device=used_B.device)]
             curve.append({"tolerance": wanted, **_measured(model, _accuracy(chosen_BN, targets_B), used_B, thresholds)})
         stop = EarlyStop(model, calibrate(seen_nBN, seen_B, tolerance=tolerance))
-        found = [stop(inputs) for inputs, _ in _batches(task, split)]
+        found = [stop(inputs) for inputs, _ in in_order(task, split)]
         used_B = torch.cat([part.used_B for part in found])
         accuracy = _accuracy(torch.cat([part.logits_BN for part in found]), targets_B)
     result = {
@@ -99,15 +100,10 @@ def early_stop_run(
     return {**result, "file": str(path)}
 
 
-def _batches(task: Task, split: str) -> list[tuple[Any, Tensor]]:
-    size = task.evaluation_batch
-    return [task.ordered(split, start, start + size) for start in range(0, task.count(split), size)]
-
-
 @torch.no_grad()
 def _prefix_logits(model: TrunkModel, task: Task, split: str) -> tuple[Tensor, Tensor]:
     """Logits of all prefixes and targets of a split."""
-    parts = [(model.prefix_logits(inputs).float(), targets_B) for inputs, targets_B in _batches(task, split)]
+    parts = [(model.prefix_logits(inputs).float(), targets_B) for inputs, targets_B in in_order(task, split)]
     return torch.cat([logits for logits, _ in parts], dim=1), torch.cat([targets for _, targets in parts])
 
 

@@ -5,11 +5,13 @@ Shapes: B batch, … targets of a sample, N classes, n prefixes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from paradepth.distributed import World
@@ -31,6 +33,14 @@ class Evaluation:
     scores: dict[str, list[float]]
 
 
+def in_order(task: Task, split: str, *, world: World | None = None) -> Iterator[tuple[Any, Tensor]]:
+    """Inputs and targets of all samples of a split, `evaluation_batch` at a time; of several processes this one's share
+    of the batches."""
+    starts = range(0, task.count(split), task.evaluation_batch)
+    for start in starts if world is None else starts[world.rank :: world.size]:
+        yield task.ordered(split, start, start + task.evaluation_batch)
+
+
 @torch.no_grad()
 def evaluate(
     model: TrunkModel, task: Task, split: str, *, world: World, autocast: torch.dtype | None = None
@@ -45,9 +55,7 @@ def evaluate(
     branches = n if model.config.branches else 0
     sums = torch.zeros(2 + 2 * n + branches, dtype=torch.float64, device=world.device)
     tally_nK = torch.zeros(n, task.tally_size, dtype=torch.float64, device=world.device)
-    starts = list(range(0, task.count(split), task.evaluation_batch))
-    for start in starts[world.rank :: world.size]:
-        inputs, targets_B = task.ordered(split, start, start + task.evaluation_batch)
+    for number, (inputs, targets_B) in enumerate(in_order(task, split, world=world)):
         with torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
             logits_nBN = model.prefix_logits(inputs).float().flatten(1, -2)
         flat_B = targets_B.flatten()
@@ -61,7 +69,7 @@ def evaluate(
         sums[2 + n : 2 + 2 * n] += (logits_nBN.argmax(dim=-1) == flat_B).sum(dim=1)
         if task.tally_size:
             tally_nK += task.tally(logits_nBN, flat_B)
-        if branches and start == 0:  # one batch tells the contributions well enough
+        if branches and number == world.rank == 0:  # one batch tells the contributions well enough
             sums[2 + 2 * n :] += model.contributions(inputs).double().mean(dim=1)
     model.train(was_training)
     known, counted, *values = world.sum(sums).tolist()

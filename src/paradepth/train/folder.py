@@ -43,6 +43,27 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     check_writable(folder, f"run directory {folder}")
 
 
+def derived_folder(run: Path, out: str | Path | None, *, suffix: str, overwrite: bool) -> Path:
+    """The folder for a run that is made from another one.
+
+    Args:
+        run: the other one, which is left alone.
+        out: as asked for; None: beside `run`, with its name and `suffix`.
+        suffix: such as "-compressed".
+        overwrite: whether a run may lie there.
+
+    Raises:
+        ValueError: it is the run itself, around or inside it, or `check_folder` refuses it.
+    """
+    named = run if run.name not in ("", "..") else run.resolve()
+    target = Path(out) if out is not None else named.with_name(f"{named.name}{suffix}")
+    source, place = run.resolve(), target.resolve()
+    if place == source or place in source.parents or source in place.parents:
+        raise ValueError(f"out is {target}; it must be a folder of its own, neither {run} nor around or inside it")
+    check_folder(target, overwrite=overwrite)
+    return target
+
+
 def check_writable(folder: Path, what: str) -> None:
     """Refuses a folder, existing or to be made, that cannot be written into.
 

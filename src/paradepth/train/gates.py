@@ -13,6 +13,7 @@ from torch import Tensor
 from paradepth.branches import Branches
 from paradepth.distributed import World
 from paradepth.models import TrunkModel
+from paradepth.train.evaluate import in_order
 
 if TYPE_CHECKING:
     from paradepth.train.tasks import Task
@@ -66,9 +67,7 @@ def _sums(model: TrunkModel, task: Task, split: str, world: World | None) -> Ten
     was_training = model.training
     model.eval()
     sums_n4 = torch.zeros(len(trunk), 4, dtype=torch.float64, device=model.device)
-    starts = range(0, task.count(split), task.evaluation_batch)
-    for start in starts if world is None else list(starts)[world.rank :: world.size]:
-        inputs, _ = task.ordered(split, start, start + task.evaluation_batch)
+    for inputs, _ in in_order(task, split, world=world):
         alphas_nB = model.gates(inputs).flatten(1)
         run_nB = trunk.needed(alphas_nB)
         alphas_nB = alphas_nB.double()

@@ -10,9 +10,7 @@ from paradepth.compress import Distil, Tune, Workbench
 from paradepth.compress.output import tuning_cost
 from paradepth.depth import AsBranches, Stack
 from paradepth.depth.as_branches import Groups
-from paradepth.distributed import World
 from paradepth.models import TrunkModel
-from paradepth.train.evaluate import evaluate
 
 Figures = dict[str, float | list[float]]
 
@@ -66,7 +64,7 @@ def measure(
     if not ways or not set(ways) <= {"tuned", "distilled"}:
         raise ValueError(f"ways are {list(ways)}; they must be some of 'tuned' and 'distilled'")
     model = _converted(bench.teacher, branches, groups, (int(buffers[0]), int(buffers[1])))
-    converted = _tested(model, bench)
+    converted = bench.test(model)
     found: dict[str, list[float]] = {}
     spent = 0.0
     for way in ways:
@@ -74,7 +72,7 @@ def measure(
         results = [converted]
         for fraction in fractions:
             updates = round(fraction * steps)
-            results.append(_tested(bench.tune(model, steps=updates, teacher=teacher), bench))
+            results.append(bench.test(bench.tune(model, steps=updates, teacher=teacher)))
             spent += tuning_cost((Distil(updates) if teacher else Tune(updates),), bench)[1].layer_evals
         found |= {f"{way}_{key}": [result[key] for result in results] for key in ("accuracy", "loss")}
     return {
@@ -98,11 +96,6 @@ def _converted(model: TrunkModel, branches: int, groups: Groups, buffers: tuple[
     executor.check(new.trunk)
     new.trunk.executor = executor
     return new
-
-
-def _tested(model: TrunkModel, bench: Workbench) -> dict[str, float]:
-    found = evaluate(model, bench.task, "test", world=World(0, 1, bench.device))
-    return {"accuracy": found.accuracy[-1], "loss": found.loss[-1]}
 
 
 def _steps(run: Path) -> int:

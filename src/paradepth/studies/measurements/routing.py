@@ -131,9 +131,10 @@ class _Sums:
     @torch.no_grad()
     def _evaluated(self, task: Any, split: str) -> Iterator[tuple[Any, Tensor, Tensor, Tensor, Tensor]]:
         """Inputs, targets, x, what the branches add to it, and their gates, batch by batch."""
-        trunk, size = self.model.trunk, task.evaluation_batch
-        for start in range(0, task.count(split), size):
-            inputs, targets = task.ordered(split, start, start + size)
+        from paradepth.train.evaluate import in_order
+
+        trunk = self.model.trunk
+        for inputs, targets in in_order(task, split):
             x, sides = self.model.embed(inputs)
             delta = trunk.contributions(x, *sides)
             gated = trunk.aggregate == "gated"

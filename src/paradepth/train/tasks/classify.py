@@ -23,8 +23,7 @@ from paradepth.models.hf_classifier import hf_config
 from paradepth.train.calibration import calibration_error
 from paradepth.train.config import Config
 from paradepth.train.depth import depth_processes
-from paradepth.train.evaluate import evaluate
-from paradepth.train.gates import gate_fields
+from paradepth.train.evaluate import evaluate, in_order
 from paradepth.train.tasks.base import Task
 
 
@@ -125,15 +124,9 @@ class ClassifyTask(Task):
         first samples of the split, as many mistakes as there are, up to half, the rest right."""
         was_training = model.training
         model.eval()
-        device = next(model.parameters()).device
-        result = evaluate(model, self, split, world=World(0, 1, device))
-        chosen, size = self.split(split), self.evaluation_batch
+        chosen = self.split(split)
         p_nMN = torch.cat(
-            [
-                model.prefix_logits(self.ordered(split, i, i + size)[0]).double().softmax(dim=-1)
-                for i in range(0, len(chosen), size)
-            ],
-            dim=1,
+            [model.prefix_logits(inputs).double().softmax(dim=-1) for inputs, _ in in_order(self, split)], dim=1
         )
         model.train(was_training)
         predicted_nM = p_nMN.argmax(dim=-1)
@@ -143,14 +136,8 @@ class ClassifyTask(Task):
         N = len(self.data.class_names)
         pairs_M = chosen.labels_N * N + predicted_nM[-1]
         found: dict[str, Any] = {
-            "split": split,
-            "samples": len(chosen),
-            "loss": result.loss,
-            "accuracy": result.accuracy,
+            **super().details(model, split),
             "calibration_error": calibration_error(p_nMN, chosen.labels_N),
-            "contribution": result.contribution,
-            **gate_fields(model, self, split),
-            **result.scores,
             "confusion": pairs_M.bincount(minlength=N * N).view(N, N).tolist(),
             "class_names": list(self.data.class_names),
             "examples": [
@@ -167,7 +154,7 @@ class ClassifyTask(Task):
         if self.data.notes:
             found["notes"] = list(self.data.notes)
         if split == "test" and "mismatched" in self.data.splits:
-            other = evaluate(model, self, "mismatched", world=World(0, 1, device))
+            other = evaluate(model, self, "mismatched", world=World(0, 1, model.device))
             found["mismatched"] = {"samples": self.count("mismatched"), "loss": other.loss, "accuracy": other.accuracy}
         return found
 

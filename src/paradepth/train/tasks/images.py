@@ -24,6 +24,7 @@ from paradepth.distributed import World
 from paradepth.models import ImageClassifier
 from paradepth.train.calibration import calibration_error
 from paradepth.train.config import Config
+from paradepth.train.evaluate import in_order
 from paradepth.train.gates import gate_fields
 from paradepth.train.tasks.base import Task
 
@@ -100,15 +101,12 @@ class ImageTask(Task):
 
         was_training = model.training
         model.eval()
-        samples, size = self._split(split), self.evaluation_batch
+        samples = self._split(split)
         log_p_nBN = torch.cat(
-            [
-                model.prefix_logits(self.ordered(split, i, i + size)[0]).double().log_softmax(dim=-1)
-                for i in range(0, len(samples), size)
-            ],
+            [model.prefix_logits(images_BCHW).double().log_softmax(dim=-1) for images_BCHW, _ in in_order(self, split)],
             dim=1,
         )
-        contribution_nB = model.contributions(self.ordered(split, 0, size)[0])
+        contribution_nB = model.contributions(self.ordered(split, 0, self.evaluation_batch)[0])
         model.train(was_training)
         labels_nB1 = samples.labels_N.expand(len(log_p_nBN), -1).unsqueeze(-1)
         loss_n = -log_p_nBN.gather(2, labels_nB1).squeeze(-1).mean(dim=1)
