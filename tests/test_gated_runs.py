@@ -116,7 +116,7 @@ def test_what_cannot_be_gated_is_refused_before_work_starts(tmp_path: Path) -> N
         ({"gate_penalty": 0.1}, "no gates"),
         ({"gate_penalty": -0.1, "aggregate": "gated"}, "gate_penalty is -0.1"),
         ({"share": "mlp", "schedule": "stagewise"}, "new_branch=random"),
-        ({"share": "mlp", "branch_processes": 2}, "."),
+        ({"share": "mlp", "branch_processes": 2}, "start a multiple of 2"),
     )
     for options, words in cases:
         with pytest.raises(ValueError, match=words):

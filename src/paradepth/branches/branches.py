@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D width, n branches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,9 @@ class Branches(nn.Module):
         self.branches = nn.ModuleList(branches)
         if not self.branches:
             raise ValueError("a branches trunk needs at least one branch")
-        if aggregate not in ("residual", "sum", "gated"):
+        if aggregate not in get_args(Aggregate):
             raise ValueError(f"aggregate is {aggregate!r}; it must be 'residual', 'sum' or 'gated'")
-        self.aggregate = aggregate
+        self.aggregate: Aggregate = aggregate
         self.executor = executor or Loop()
         self._skip_below = 0.0
         self._per: Per = "sample"
@@ -124,7 +124,7 @@ class Branches(nn.Module):
         used = self.first(branches)
         deltas = [subtract(pack(g), pack(x)) for g in self.executor.outputs(used, x, *inputs)]
         if self.aggregate == "gated":
-            pairs = zip(deltas, self._needed_only(self._gates(used, x, inputs)), strict=True)
+            pairs = zip(deltas, self.needed_only(self._gates(used, x, inputs)), strict=True)
             deltas = [tuple(weighted(part, alpha) for part in delta) for delta, alpha in pairs]
         return _stack([unpack(delta, like=x) for delta in deltas])
 
@@ -187,7 +187,7 @@ class Branches(nn.Module):
         mask = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
         return gate_values([branch.gate for branch in used], readings(pack(x)[0], per=self._per, mask=mask))
 
-    def _needed_only(self, alphas_kB: Tensor) -> Tensor:
+    def needed_only(self, alphas_kB: Tensor) -> Tensor:
         """The gates with those of what is left out at 0."""
         if self.training or not self._skip_below:
             return alphas_kB
@@ -208,10 +208,8 @@ class Branches(nn.Module):
             return
         state: State | None = None
         for g, alpha in zip(self.executor.outputs(used, x, *inputs), alphas, strict=True):
-            delta = subtract(pack(g), start)
-            # G_1 + (α_1 − 1) δ_1, so that gates of 1 give the plain sum to the last bit.
-            before, factor = (pack(g), alpha - 1.0) if state is None else (detached(state) if detach else state, alpha)
-            state = add(before, tuple(weighted(part, factor) for part in delta))
+            before = detached(state) if detach and state is not None else state
+            state = next_state(before, pack(g), start, aggregate="gated", alpha=alpha)
             yield state
 
     def prefix_states(self, x: Any, *inputs: Any, branches: int | None = None, detach: bool = False) -> Any:
@@ -234,11 +232,8 @@ class Branches(nn.Module):
             return [unpack(state, like=x) for state in gated]
         states: list[State] = []
         for g in self.executor.outputs(self.first(branches), x, *inputs):
-            if not states:
-                states.append(pack(g))
-                continue
-            before = detached(states[-1]) if detach else states[-1]
-            states.append(add(before, subtract(pack(g), pack(x)) if self.aggregate == "residual" else pack(g)))
+            before = None if not states else detached(states[-1]) if detach else states[-1]
+            states.append(next_state(before, pack(g), pack(x), aggregate=self.aggregate))
         return [unpack(state, like=x) for state in states]
 
     def flops(self, tokens: Any, *, branches: int | None = None) -> int:
@@ -248,6 +243,34 @@ class Branches(nn.Module):
         if self.aggregate != "gated":
             return own
         return own + sum(branch.gate.flops(tokens[0] if isinstance(tokens, tuple) else tokens) for branch in used)
+
+
+def next_state(before: State | None, g: State, x: State, *, aggregate: Aggregate, alpha: Tensor | None = None) -> State:
+    """The state of prefix i.
+
+    Args:
+        before: that of prefix i − 1; None: this is the first.
+        g: G_i(x).
+        x: the input.
+        aggregate: of the trunk.
+        alpha: of "gated", α_i(x), (B,) or (B, T).
+    """
+    if alpha is not None:
+        # G_1 + (α_1 − 1) δ_1, so that gates of 1 give the plain sum to the last bit.
+        start, factor = (g, alpha - 1.0) if before is None else (before, alpha)
+        return add(start, tuple(weighted(part, factor) for part in subtract(g, x)))
+    if before is None:
+        return g
+    return add(before, g if aggregate == "sum" else subtract(g, x))
+
+
+def stacks_of(trunk: Stack | Branches, *, branches: int | None = None) -> list[Stack]:
+    """The stacks of a trunk: itself, or its first `branches` branches (default: all).
+
+    Raises:
+        ValueError: a number of branches that the trunk does not have.
+    """
+    return trunk.first(branches) if isinstance(trunk, Branches) else [trunk]
 
 
 def _check_gates(branches: Sequence[Stack], aggregate: str, gates: Sequence[Gate] | None) -> Per:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from paradepth.branches.branches import Branches
-from paradepth.branches.gates import weighted
+from paradepth.branches.branches import Aggregate, Branches, next_state, stacks_of
 from paradepth.depth import Stack
+from paradepth.depth.state import State
 from paradepth.nn import EncoderLayer, KeyValueCache, SourceLayer, TargetLayer
 
 
@@ -38,15 +38,14 @@ class TrunkCache:
     """
 
     def __init__(self, trunk: Stack | Branches, *, branches: int | None = None) -> None:
-        self.aggregate = trunk.aggregate if isinstance(trunk, Branches) else "residual"
+        self.aggregate: Aggregate = trunk.aggregate if isinstance(trunk, Branches) else "residual"
         if isinstance(trunk, Branches) and trunk.skip_below:
             raise ValueError(
                 f"skip_below is {trunk.skip_below}; with keys and values remembered nothing is left out, set it to 0"
             )
         self.trunk = trunk
         self.alphas_kB: Tensor | None = None  # of a joined state, whose gates read the source, for all tokens
-        stacks = trunk.first(branches) if isinstance(trunk, Branches) else [trunk]
-        self.stacks = [_StackCache(stack) for stack in stacks]
+        self.stacks = [_StackCache(stack) for stack in stacks_of(trunk, branches=branches)]
         self.length = 0
 
     def advance(self, x: Any, *inputs: Any) -> Any:
@@ -62,15 +61,12 @@ class TrunkCache:
         y_BTD: Tensor = x[1] if isinstance(x, tuple) else x
         self.length += y_BTD.shape[1]
         outputs = (cache.advance(x, *inputs) for cache in self.stacks)
-        if self.aggregate == "gated":
-            state = y_BTD
-            for g_BTD, alpha in zip(outputs, self._gates(x, inputs), strict=True):
-                state = state + weighted(g_BTD - y_BTD, alpha)
-            return state
-        first, *rest = outputs
-        for g_BTD in rest:
-            first = first + (g_BTD - y_BTD if self.aggregate == "residual" else g_BTD)
-        return first
+        alphas = self._gates(x, inputs) if self.aggregate == "gated" else [None] * len(self.stacks)
+        state: State | None = None
+        for g_BTD, alpha in zip(outputs, alphas, strict=True):
+            state = next_state(state, (g_BTD,), (y_BTD,), aggregate=self.aggregate, alpha=alpha)
+        assert state is not None
+        return state[0]
 
     def _gates(self, x: Any, inputs: tuple[Any, ...]) -> Tensor:
         """α of the new tokens, (k, B, T), or of the samples, (k, B)."""

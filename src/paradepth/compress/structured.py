@@ -68,8 +68,7 @@ class _Structured(CountStep):
             return copy.deepcopy(model).eval()
         model = copy.deepcopy(model).eval()
         scores = importance(model, bench)
-        first = next(model.parameters())
-        smaller = type(model)(config).to(device=first.device, dtype=first.dtype).eval()
+        smaller = model.fresh(config).eval()
         _take_equal_shapes(smaller, model)
         sources = self._units(model)
         with torch.no_grad():

@@ -114,8 +114,7 @@ class AsBranches(DepthExecutor):
         between, places = self._places(stack)
 
         def through(state: State, layers: Sequence[int]) -> State:
-            for n in layers:
-                (step,) = steps_of(stack, range(n, n + 1), x, inputs)
+            for step in steps_of(stack, layers, x, inputs):
                 state = add(state, step(state))
             return state
 

@@ -8,7 +8,7 @@ Where `AsBranches` has sequences of layers side by side, this has sums of layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -72,7 +72,7 @@ def intervals(stack: Stack, length: int) -> Iterator[tuple[int, int]]:
     yield from ((n, n + 1) for n in range(between.stop, stack.depth))
 
 
-def steps_of(stack: Stack, layers: range, like: Any, inputs: tuple[Any, ...]) -> list[Step]:
+def steps_of(stack: Stack, layers: Sequence[int], like: Any, inputs: tuple[Any, ...]) -> list[Step]:
     """The increments h_n · F_n of some layers, as coarse operators take them.
 
     Args:

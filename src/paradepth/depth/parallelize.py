@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.foreign import Arguments, Call, ForeignLayer, refuse_recording
-from paradepth.depth.iterative import IterativeExecutor
 from paradepth.depth.stack import Stack
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -188,8 +187,7 @@ class ParallelLayers(nn.ModuleList):
     def executor(self, executor: DepthExecutor) -> None:
         if not isinstance(executor, DepthExecutor):
             raise ValueError(f"executor is {executor!r}; it must be a DepthExecutor, for example MGRIT() or Serial()")
-        if isinstance(executor, IterativeExecutor):
-            executor.check(self.stack)
+        executor.check(self.stack)
         self.stack.executor = executor
 
     def __len__(self) -> int:

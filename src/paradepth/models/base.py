@@ -70,8 +70,11 @@ class TrunkModel(nn.Module):
     def _new_stack(self, depth: int, first: int = 0) -> Stack:
         """A fresh stack of `depth` layers, of which the first has the number `first` in the trunk."""
         c = self.config
-        static = [c.mixing_of(number) == "static" for number in range(first, first + depth)]
-        layers = [self._new_layer(mixing="static") if is_static else self._new_layer() for is_static in static]
+        static: dict[str, Any] = {}
+        if c.mixing == "static":
+            static = {"mixing": "static", "tokens": self.stem.tokens, "mixing_rank": c.mixing_rank}
+        kinds = [c.mixing_of(number) for number in range(first, first + depth)]
+        layers = [self._new_layer(**(static if kind == "static" else {})) for kind in kinds]
         return Stack(layers, step=c.step, buffers=c.buffers)
 
     def _new_layer(self, **options: Any) -> nn.Module:
@@ -81,8 +84,6 @@ class TrunkModel(nn.Module):
             options: of `EncoderLayer`, of a layer that differs from the others.
         """
         c = self.config
-        if options.get("mixing") == "static":
-            options |= {"tokens": self.stem.tokens, "mixing_rank": c.mixing_rank}
         return EncoderLayer(
             c.width,
             heads=c.heads,
@@ -228,9 +229,7 @@ class TrunkModel(nn.Module):
                 f"branches is {chosen}; it must be at least one of 0 to {len(trunk) - 1}, each at most once"
             )
         self.check_whole()
-        new = type(self)(self.config.with_chosen(chosen))
-        parameter = next(self.parameters())
-        new = new.to(device=parameter.device, dtype=parameter.dtype)
+        new = self.fresh(self.config.with_chosen(chosen))
         stem, *stacks, head = self.parts().values()
         for part, source in zip(new.parts().values(), [stem, *(stacks[i] for i in chosen), head], strict=True):
             # Integers take the place of the new weights; others are copied.
@@ -330,6 +329,11 @@ class TrunkModel(nn.Module):
         """
         return converted(self, branches, groups=groups)
 
+    def fresh(self, config: Any) -> Self:
+        """A model of shape `config` with fresh weights, of this one's device and number format."""
+        parameter = next(self.parameters())
+        return type(self)(config).to(device=parameter.device, dtype=parameter.dtype)
+
     @torch.no_grad()
     def _resized(self, config: Any) -> Self:
         """A model of shape `config` with the weights of this one, as far as both have them."""
@@ -339,9 +343,7 @@ class TrunkModel(nn.Module):
                 f"the model is quantised ({self.quantisation.method}), which can be truncated and no more; resize the "
                 "one in float32 that it was made from"
             )
-        new = type(self)(config)
-        parameter = next(self.parameters())
-        new = new.to(device=parameter.device, dtype=parameter.dtype)
+        new = self.fresh(config)
         mine, theirs = self.state_dict(), new.state_dict()
         for name, value in theirs.items():
             if name in mine:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from paradepth.branches import Branches
-from paradepth.depth import AsBranches, Serial, Stack, parallelize
+from paradepth.branches.branches import stacks_of
+from paradepth.depth import AsBranches, Serial, parallelize
 from paradepth.depth.as_branches import Groups, branch_depths, branch_layers
 from paradepth.models.shape import TrunkConfig
 from paradepth.models.sharing import check_unshared
@@ -86,9 +86,8 @@ def convert(
             "needed, such as path='encoder.layer'"
         )
     executor = AsBranches(branches, groups=groups, buffers=buffers)
-    new = parallelize(copy.deepcopy(model), path, executor=Serial() if branches == 1 else executor)
-    executor.check(new.get_submodule(path).stack)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return new
+    new = parallelize(copy.deepcopy(model), path, executor=executor)
+    return parallelize(new, path, executor=Serial()) if branches == 1 else new
 
 
 def converted_config(config: Any, branches: int, *, groups: Groups = "consecutive") -> Any:
@@ -148,8 +147,7 @@ def converted(model: TrunkModel, branches: int, *, groups: Groups = "consecutive
         )
     config = converted_config(model.config, branches, groups=groups)
     model.check_whole()
-    parameter = next(model.parameters())
-    new = type(model)(config).to(device=parameter.device, dtype=parameter.dtype)
+    new = model.fresh(config)
     new.stem.load_state_dict(model.stem.state_dict())
     new.head.load_state_dict(model.head.state_dict())
     mine, theirs = _in_series(new, groups), _in_series(model, groups)
@@ -163,12 +161,10 @@ def _in_series(model: TrunkModel, groups: Groups) -> list[nn.Module]:
 
     A stack of such a model has as many kinds of layers as it is times deeper than the configuration says.
     """
-    trunk, depths = model.trunk, model.config.branch_depths
-    stacks: list[Any] = list(trunk.branches) if isinstance(trunk, Branches) else [trunk]
+    stacks, depths = stacks_of(model.trunk), model.config.branch_depths
     kinds = stacks[0].depth // depths[0]
     order: list[tuple[int, int, nn.Module]] = []
     for stack, depth, places in zip(stacks, depths, branch_layers(depths, groups), strict=True):
-        assert isinstance(stack, Stack)
         for kind in range(kinds):
             order += [(kind, place, stack.layers[kind * depth + index]) for index, place in enumerate(places)]
     return [layer for _, _, layer in sorted(order, key=lambda entry: entry[:2])]

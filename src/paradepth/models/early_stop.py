@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from paradepth.branches import Branches
-from paradepth.branches.gates import weighted
+from paradepth.branches.branches import next_state
 from paradepth.depth import Stack
+from paradepth.depth.state import State
 from paradepth.models.base import TrunkModel
 from paradepth.models.image_classifier import ImageClassifier
 from paradepth.models.sequence_classifier import SequenceClassifier
@@ -81,19 +82,16 @@ class EarlyStop:
         assert isinstance(trunk, Branches)
         x_ATD, sides = self.model.embed(inputs)
         gates_nA = trunk.gates(x_ATD, *sides) if trunk.aggregate == "gated" else None
-        state_ATD, left_A = x_ATD, torch.arange(len(x_ATD), device=x_ATD.device)
+        left_A = torch.arange(len(x_ATD), device=x_ATD.device)
+        state: State | None = None
         used_B = torch.zeros_like(left_A)
         logits_BN: Tensor | None = None
         branches: list[Stack] = trunk.first(None)
         for i, (branch, threshold) in enumerate(zip(branches, (*self.thresholds, 0.0), strict=True)):
+            alpha_A = None if gates_nA is None else gates_nA[i]
             g_ATD = branch(x_ATD, *sides)
-            if gates_nA is not None:
-                state_ATD = state_ATD + weighted(g_ATD - x_ATD, gates_nA[i])
-            elif i == 0:
-                state_ATD = g_ATD
-            else:
-                state_ATD = state_ATD + (g_ATD - x_ATD if trunk.aggregate == "residual" else g_ATD)
-            logits_AN = self.model.decode(state_ATD, inputs)
+            state = next_state(state, (g_ATD,), (x_ATD,), aggregate=trunk.aggregate, alpha=alpha_A)
+            logits_AN = self.model.decode(state[0], inputs)
             done_A = confidence(logits_AN) >= threshold
             if logits_BN is None:
                 logits_BN = torch.zeros_like(logits_AN)
@@ -105,7 +103,7 @@ class EarlyStop:
             if len(stopped):
                 on_A = ~done_A
                 B = len(left_A)
-                x_ATD, state_ATD, left_A = x_ATD[on_A], state_ATD[on_A], left_A[on_A]
+                x_ATD, state, left_A = x_ATD[on_A], (state[0][on_A],), left_A[on_A]
                 gates_nA = None if gates_nA is None else gates_nA[:, on_A]
                 inputs = tuple(part[on_A] for part in inputs) if isinstance(inputs, tuple) else inputs[on_A]
                 sides = tuple(side[on_A] if isinstance(side, Tensor) and len(side) == B else side for side in sides)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from paradepth.branches import Aggregate
+from paradepth.depth.as_branches import branch_layers
 from paradepth.models.initial import InitWeights, check_init_weights
 from paradepth.models.sharing import Share, check_share
 from paradepth.nn.static_mixing import Mixing, check_mixing
@@ -142,7 +143,8 @@ class TrunkConfig:
         depths = self.branch_depths
         changes: dict[str, Any] = {"branches": len(branches), "depths": tuple(depths[i] for i in branches)}
         if self.static_layers is not None:
-            numbers = [n for i in branches for n in range(sum(depths[:i]), sum(depths[: i + 1]))]
+            places = branch_layers(depths)
+            numbers = [n for i in branches for n in places[i]]
             changes |= _static(place for place, n in enumerate(numbers) if n in self.static_layers)
         return dataclasses.replace(self, **changes)
 

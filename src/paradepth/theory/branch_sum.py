@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paradepth.branches import Branches, Loop
+from paradepth.branches.branches import stacks_of
 from paradepth.depth import CoarseOperator, CoarseSolve, DepthExecutor, Stack, coarse_operator
 from paradepth.depth.coarse_solve import intervals, steps_of
 from paradepth.depth.state import State, add, pack, squared_norm, subtract
@@ -238,11 +239,6 @@ def exact_states(stack: Stack, x: Any, *inputs: Any) -> list[State]:
     for step in steps_of(stack, range(stack.depth), x, inputs):
         states.append(add(states[-1], step(states[-1])))
     return states
-
-
-def stacks_of(trunk: Stack | Branches) -> list[Stack]:
-    """The stacks of a trunk: itself, or its branches."""
-    return list(trunk.branches) if isinstance(trunk, Branches) else [trunk]  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

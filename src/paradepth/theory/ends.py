@@ -157,7 +157,7 @@ def head_map(head: nn.Module, state_BTD: Tensor, *, real_BT: Tensor | None = Non
     if isinstance(head, MaskedLMHead):
         inner = linear_map(head.transform, T).after(norm_map(head.norm, state_BTD))
         z_BTD = inner(state_BTD)
-        gated = _gated(gates(z_BTD), inner)
+        gated = inner.under(Diagonal(gates(z_BTD), inner.operator.rows))
         normed = norm_map(head.transform_norm, gates(z_BTD) * z_BTD).after(gated)
         weight_VD = head.weight
         return Affine(Kronecker([(None, weight_VD)], cols=(T, D), rows=(T, len(weight_VD))), head.bias).after(normed)
@@ -186,12 +186,7 @@ def _text_classifier(head: TextClassifierHead, state_BTD: Tensor, real_BT: Tenso
     z_B1D = inner(state_BTD)
     # The secant of tanh, 1 at 0.
     slope_B1D = torch.where(z_B1D == 0, torch.ones_like(z_B1D), z_B1D.tanh() / z_B1D)
-    return _classify(head.classify, _gated(slope_B1D, inner))
-
-
-def _gated(gates_BTD: Tensor, inner: Affine) -> Affine:
-    gate = Diagonal(gates_BTD, inner.operator.rows)
-    return Affine(gate @ inner.operator, gates_BTD * inner.offset)
+    return _classify(head.classify, inner.under(Diagonal(slope_B1D, inner.operator.rows)))
 
 
 def _classify(classify: nn.Linear, normed: Affine) -> Affine:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paradepth.branches import Branches
+from paradepth.branches.branches import stacks_of
 from paradepth.models import Translator, TrunkModel
 from paradepth.theory.block import Block
 from paradepth.theory.explanation import BranchFacts, Explanation, LayerFacts
@@ -96,8 +97,7 @@ class _Gathered:
 
     def __init__(self, model: TrunkModel, probe_count: int, seed: int) -> None:
         self.model, self.probe_count, self.seed = model, probe_count, seed
-        trunk = model.trunk
-        stacks = trunk.first(None) if isinstance(trunk, Branches) else [trunk]
+        stacks = stacks_of(model.trunk)
         self.depths = [stack.depth for stack in stacks]
         self.layers = [[_Layer() for _ in range(depth)] for depth in self.depths]
         self.operators = [Variation() for _ in stacks]
@@ -125,7 +125,7 @@ class _Gathered:
         x_BTD = form.x_BTD
         summed = form.trunk.aggregate == "sum"  # every branch then brings x along, and no branch is nothing
         states = [torch.zeros_like(x_BTD) if summed else x_BTD]
-        for delta_BTD in form.trunk.deltas(x_BTD):
+        for delta_BTD in form.deltas:
             states.append(states[-1] + (delta_BTD + x_BTD if summed else delta_BTD))
         logits = self.model.decode(torch.stack(states), inputs)
         logits = logits.unsqueeze(-2) if form.pooled else logits

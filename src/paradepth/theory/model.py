@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +36,8 @@ class ModelForm:
         stem: the stem as an affine map, and what it is applied to; None where it is no such map.
         pooled: whether a sample has one row of logits, not one for each token.
         counted_BT: which rows of logits are of tokens that are no padding; None where all count.
+        deltas: what each branch adds to X_0, from its closed form, (B, T, D).
+        state: the trunk's state from them, (B, T, D).
     """
 
     x_BTD: Tensor
@@ -46,11 +47,8 @@ class ModelForm:
     stem: tuple[Affine, Tensor] | None
     pooled: bool
     counted_BT: Tensor | None
-
-    @cached_property
-    def state(self) -> Tensor:
-        """The trunk's state from its closed form, (B, T, D)."""
-        return self.trunk(self.x_BTD)
+    deltas: tuple[Tensor, ...]
+    state: Tensor
 
     def logits(self) -> Tensor:
         """The model's logits, evaluated from the operators, (B, …)."""
@@ -127,7 +125,8 @@ def closed_form(model: TrunkModel, inputs: Any, *, branches: int | None = None) 
     x, sides = model.embed(inputs)
     trunk = trunk_form(model.trunk, x, *sides, branches=branches)
     x_BTD = torch.cat(x, dim=1) if isinstance(x, tuple) else x
-    state_BTD = trunk(x_BTD)
+    deltas = tuple(trunk.deltas(x_BTD))
+    state_BTD = trunk.state(x_BTD, deltas)
     real_BT = sides[0][:, 0, 0].expand(x_BTD.shape[:2]) if isinstance(model, EncoderModel) else None
     counted_BT = real_BT
     if isinstance(inputs, tuple) and isinstance(model, MaskedLM | Translator):
@@ -143,9 +142,8 @@ def closed_form(model: TrunkModel, inputs: Any, *, branches: int | None = None) 
         head = head_map(model.head, state_BTD, real_BT=real_BT)
     pooled = model.model_type in ("image_classifier", "sequence_classifier")
     stem = stem_map(model.stem, inputs, x_BTD)
-    form = ModelForm(x_BTD, trunk, head, real_BT, stem, pooled, None if pooled else counted_BT)
-    form.__dict__["state"] = state_BTD  # computed above; a cached property keeps it there
-    return form
+    counted_BT = None if pooled else counted_BT
+    return ModelForm(x_BTD, trunk, head, real_BT, stem, pooled, counted_BT, deltas, state_BTD)
 
 
 @torch.no_grad()

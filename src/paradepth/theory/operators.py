@@ -316,3 +316,8 @@ class Affine:
             operator = mine @ theirs
         offset = other.offset.expand(*other.offset.shape[:-2], *theirs.rows)
         return Affine(operator, mine.matvec(offset) + self.offset)
+
+    def under(self, operator: Operator) -> Affine:
+        """The map with a linear operator behind it."""
+        offset = self.offset.expand(*self.offset.shape[:-2], *self.operator.rows)
+        return Affine(operator @ self.operator, operator.matvec(offset))

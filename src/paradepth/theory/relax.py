@@ -34,8 +34,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from paradepth.branches import Branches
-from paradepth.depth import Stack
+from paradepth.branches.branches import stacks_of
+from paradepth.depth.as_branches import branch_layers
 from paradepth.models import TrunkConfig, TrunkModel
 from paradepth.nn import EncoderLayer, MultiHeadAttention
 from paradepth.theory.parts import attention_weights
@@ -73,7 +73,7 @@ def layers_of(config: TrunkConfig, branch: int) -> tuple[int, ...]:
     depths = config.branch_depths
     if not 0 <= branch < len(depths):
         raise ValueError(f"branch is {branch}; there are {len(depths)}, counted from 0")
-    return tuple(range(sum(depths[:branch]), sum(depths[: branch + 1])))
+    return branch_layers(depths)[branch]
 
 
 @torch.no_grad()
@@ -122,26 +122,18 @@ def relax(
             raise ValueError("there is no data to fit to")
         matrices: dict[int, Tensor] = {}
         errors: dict[int, float] = {}
-        first = 0
-        for stack in _stacks(model):
-            numbers = range(first, first + stack.depth)
+        for stack, numbers in zip(stacks_of(model.trunk), branch_layers(model.config.branch_depths), strict=True):
             last = max((n for n in numbers if n in chosen), default=-1)
             both = [_Pair(x, x, sides[0] if sides else None) for x, sides in inputs]
-            for n, layer in zip(range(first, last + 1), stack.layers, strict=False):
-                layer, h = cast(EncoderLayer, layer), stack.step_of(n - first)
+            for n, layer in zip(range(numbers[0], last + 1), stack.layers, strict=False):
+                layer, h = cast(EncoderLayer, layer), stack.step_of(n - numbers[0])
                 if n in chosen:
                     fit = _mean if how == "mean" else _least_squares
                     matrices[n], errors[n] = fit(layer, both, ridge)
                 both = [pair.advanced(layer, h, matrices.get(n)) for pair in both]
-            first += stack.depth
         return Relaxed(_with_matrices(model, matrices), errors)
     finally:
         model.train(was_training)
-
-
-def _stacks(model: TrunkModel) -> list[Stack]:
-    trunk = model.trunk
-    return cast("list[Stack]", list(trunk.branches) if isinstance(trunk, Branches) else [trunk])
 
 
 def _checked(model: TrunkModel, layers: Sequence[int] | None, how: str, ridge: float) -> frozenset[int]:
@@ -158,7 +150,8 @@ def _checked(model: TrunkModel, layers: Sequence[int] | None, how: str, ridge: f
         raise ValueError(f"how is {how!r}; it must be one of {', '.join(get_args(How))}")
     if not ridge >= 0:
         raise ValueError(f"ridge is {ridge}; it must be at least 0")
-    strange = next((m for stack in _stacks(model) for m in stack.layers if not isinstance(m, EncoderLayer)), None)
+    every = (layer for stack in stacks_of(model.trunk) for layer in stack.layers)
+    strange = next((layer for layer in every if not isinstance(layer, EncoderLayer)), None)
     if strange is not None:
         raise ValueError(f"the trunk has a {type(strange).__name__}; only EncoderLayer is relaxed")
     config = model.config
@@ -316,9 +309,7 @@ def _with_matrices(model: TrunkModel, matrices: dict[int, Tensor]) -> TrunkModel
     """The model with static mixing by these matrices in the layers of these numbers."""
     config = model.config
     static = tuple(n for n in range(config.layers) if n in matrices or config.mixing_of(n) == "static")
-    new = type(model)(dataclasses.replace(config, mixing="static", static_layers=static))
-    parameter = next(model.parameters())
-    new = new.to(device=parameter.device, dtype=parameter.dtype)
+    new = model.fresh(dataclasses.replace(config, mixing="static", static_layers=static))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layers = [(name, module) for name, module in model.trunk.named_modules() if isinstance(module, EncoderLayer)]
     for n, (name, layer) in enumerate(layers):

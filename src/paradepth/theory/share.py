@@ -62,7 +62,7 @@ class Shares:
 def frozen_parts(form: ModelForm) -> Tensor:
     """Constant, input and branches: what the logits consist of for the head as it is at the full state,
     (n + 2, B, T, N)."""
-    state_parts = [form.trunk.starts * form.x_BTD, *form.trunk.deltas(form.x_BTD)]
+    state_parts = [form.trunk.starts * form.x_BTD, *form.deltas]
     parts = [form.head.operator.matvec(part) for part in state_parts]
     constant = form.head.offset.expand_as(parts[0])
     return torch.stack([constant, *parts])

@@ -57,9 +57,10 @@ def singular_values(
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(operator.shape[1], vectors, generator=generator, dtype=torch.float64).to(like)
     v_BNK = torch.linalg.qr(draws)[0].expand(batch, -1, -1)
+    transposed = operator.T
     for _ in range(iterations):
         u_BNK = torch.linalg.qr(_times(operator, v_BNK))[0]
-        v_BNK = torch.linalg.qr(_times(operator.T, u_BNK))[0]
+        v_BNK = torch.linalg.qr(_times(transposed, u_BNK))[0]
     return torch.linalg.svdvals(_times(operator, v_BNK))[:, : min(count, smaller)]
 
 

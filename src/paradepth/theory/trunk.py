@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from paradepth.branches import Branches
+from paradepth.branches.branches import Aggregate
 from paradepth.depth import Stack
 from paradepth.theory.block import Block, Units, block_form
 from paradepth.theory.joint import joint_block_form
@@ -104,7 +105,11 @@ class TrunkForm:
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         """The state of all branches, (B, T, D)."""
-        return self.starts * x_BTD + sum(self.deltas(x_BTD), torch.zeros_like(x_BTD))
+        return self.state(x_BTD, self.deltas(x_BTD))
+
+    def state(self, x_BTD: Tensor, deltas: Sequence[Tensor]) -> Tensor:
+        """The state of all branches from what `deltas` gives for x."""
+        return self.starts * x_BTD + sum(deltas, torch.zeros_like(x_BTD))
 
     @property
     def starts(self) -> int:
@@ -126,7 +131,7 @@ class TrunkForm:
     def contribution(self, index: int) -> Affine:
         """What branch `index` adds to x, as an input-dependent affine map."""
         own, gate = self.branches[index].contribution, self._gate(index)
-        return own if gate is None else Affine(gate @ own.operator, gate.matvec(own.offset))
+        return own if gate is None else own.under(gate)
 
     @cached_property
     def relaxed(self) -> Affine:
@@ -157,7 +162,7 @@ class TrunkForm:
             hidden, out, skip = branch.last()
             if (gate := self._gate(index)) is not None:
                 out = gate @ out
-                skip = Affine(gate @ (skip.operator - eye), gate.matvec(skip.offset))
+                skip = Affine(skip.operator - eye, skip.offset).under(gate)
             parts.append((hidden, out, skip))
         if around:
             parts.append((None, None, Affine(around * eye, eye.like.new_zeros(eye.rows))))
@@ -182,8 +187,7 @@ def _joined(
         hidden, skip = None if hidden is None else hidden.after(reads), skip.after(reads)
     if head is not None:
         out = None if out is None else head.operator @ out
-        offset = skip.offset.expand(batch, *skip.operator.rows)
-        skip = Affine(head.operator @ skip.operator, head.operator.matvec(offset))
+        skip = skip.under(head.operator)
     return Units.of(hidden, out, skip, batch=batch)
 
 
@@ -248,12 +252,10 @@ def trunk_form(trunk: Stack | Branches, x: Any, *sides: Any, branches: int | Non
         if branches not in (None, 1):
             raise ValueError(f"branches is {branches}; this trunk is a serial stack, which counts as one")
         return TrunkForm((stack_form(trunk, x_BTD, mask, source=source),))
-    if trunk.aggregate not in ("residual", "sum", "gated"):
+    if trunk.aggregate not in get_args(Aggregate):
         raise ValueError(f"aggregate is {trunk.aggregate!r}; the closed form covers 'residual', 'sum' and 'gated'")
     forms = tuple(stack_form(branch, x_BTD, mask, source=source) for branch in trunk.first(branches))
     if trunk.aggregate != "gated":
         return TrunkForm(forms, trunk.aggregate)
-    alphas = trunk.gates(x, *sides, branches=branches)
-    if trunk.skip_below and not trunk.training:
-        alphas = alphas * trunk.needed(alphas)
+    alphas = trunk.needed_only(trunk.gates(x, *sides, branches=branches))
     return TrunkForm(forms, trunk.aggregate, alphas.to(x_BTD.dtype))
