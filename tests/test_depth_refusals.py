@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from depth_helpers import D, Encode, Residual, Toy, tokens, toys
-from paradepth.depth import MGRIT, BranchSum, DepthExecutor, Part, Picard, Serial, Stack, cut_into_parts
+from paradepth.depth import (
+    MGRIT,
+    AsBranches,
+    BranchSum,
+    CoarseSolve,
+    DepthExecutor,
+    Part,
+    Picard,
+    Serial,
+    Stack,
+    cut_into_parts,
+)
 
 
 class Narrows(Residual):
@@ -153,3 +164,14 @@ def test_parts_are_whole_intervals_and_alike(depth: int, unit: int, ranks: int, 
     sizes = [-(-(b - a) // unit) for a, b in pairwise(inner)]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    "executor", [AsBranches(2), CoarseSolve(length=2)], ids=lambda executor: type(executor).__name__
+)
+def test_what_evaluates_whole_stacks_refuses_one_that_processes_share(executor: DepthExecutor) -> None:
+    stack = toys(4)
+    assert stack(tokens(), executor=executor).shape == tokens().shape
+    stack.part = Part((0, 4))
+    with pytest.raises(ValueError, match=f"{type(executor).__name__} evaluates whole stacks"):
+        stack(tokens(), executor=executor)

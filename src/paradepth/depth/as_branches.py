@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from paradepth.depth.coarse_solve import refuse_parts, steps_of
+from paradepth.depth.coarse_solve import steps_of
 from paradepth.depth.executor import DepthExecutor
 from paradepth.depth.state import State, add, pack, subtract, unpack
 
@@ -110,7 +110,6 @@ class AsBranches(DepthExecutor):
         self._places(stack)
 
     def run(self, stack: Stack, x: Any, *inputs: Any) -> Any:
-        refuse_parts(stack, self)
         between, places = self._places(stack)
 
         def through(state: State, layers: Sequence[int]) -> State:

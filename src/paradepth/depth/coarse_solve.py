@@ -57,7 +57,6 @@ class CoarseSolve(DepthExecutor):
         self.coarse = coarse_operator(coarse)
 
     def run(self, stack: Stack, x: Any, *inputs: Any) -> Any:
-        refuse_parts(stack, self)
         state = pack(x)
         for start, end in intervals(stack, self.length):
             state = add(state, self.coarse.increment(steps_of(stack, range(start, end), x, inputs), state))
@@ -92,16 +91,3 @@ def steps_of(stack: Stack, layers: Sequence[int], like: Any, inputs: tuple[Any, 
         return increment
 
     return [step(n) for n in layers]
-
-
-def refuse_parts(stack: Stack, executor: DepthExecutor) -> None:
-    """Refuses a stack that is shared between processes.
-
-    Raises:
-        ValueError: it is.
-    """
-    if stack.part is not None:
-        raise ValueError(
-            f"{type(executor).__name__} evaluates whole stacks, and this one is shared between processes; take Serial, "
-            "MGRIT or Picard there"
-        )

@@ -88,8 +88,17 @@ class Stack(nn.Module):
             x: the state before the first layer, (B, T, D).
             inputs: what every layer gets besides the state: an attention mask, the memory of an encoder.
             executor: replaces the stack's own for this call.
+
+        Raises:
+            ValueError: the layers are shared between processes, and the executor evaluates whole stacks only.
         """
-        return (executor or self.executor).run(self, x, *inputs)
+        chosen = executor or self.executor
+        if self.part is not None and not chosen.on_several_processes:
+            raise ValueError(
+                f"{type(chosen).__name__} evaluates whole stacks, and this one is shared between processes; take "
+                "Serial, MGRIT or Picard there"
+            )
+        return chosen.run(self, x, *inputs)
 
     def zero_output_(self) -> None:
         """Makes every layer the identity until it is trained (its output projections become zero)."""

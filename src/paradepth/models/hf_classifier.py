@@ -122,6 +122,8 @@ class _Rest(nn.Module):
 class _Catch(DepthExecutor):
     """Evaluates nothing, and keeps what it was to evaluate."""
 
+    on_several_processes = True
+
     def __init__(self) -> None:
         self.caught: tuple[Any, tuple[Any, ...]] | None = None
 
