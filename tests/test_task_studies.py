@@ -103,7 +103,7 @@ def test_the_command_line_of_a_cell_says_what_its_options_say(
     """Of a row for each kind of cell."""
     started: list[Config] = []
     monkeypatch.setattr("paradepth.train.start_run", lambda config, folder, **_: started.append(config))
-    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result: {})
+    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result, **options: {})
     study = module.study(seeds=(1,))
     for cell in study.cells:
         if cell.after is not None and not (tmp_path / cell.after.name).exists():

@@ -98,7 +98,7 @@ def trained(cell: Cell, runs: Path, data: Path) -> int:
 
 def test_transfer_from_pretraining_to_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grey images of 28 pixels on a network of colours and 32, with a fraction of the training split."""
-    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result: {})
+    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result, **options: {})
     write_images(tmp_path, "cifar100", 32, 32, 3, label="fine_label")
     write_images(tmp_path, "fashion_mnist", 28, 28)
     cells = {cell.name: cell for cell in transfer.study(seeds=(1,)).cells}
@@ -175,7 +175,7 @@ def test_rows_of_stability_differ_in_schedule_and_start_only() -> None:
 def test_stability_cells_run_and_one_that_diverges_has_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result: {})
+    monkeypatch.setattr("paradepth.cli.train.with_report", lambda result, **options: {})
     write_images(tmp_path, "fashion_mnist", 28, 28)
     study = stability.study()
     for label in ("cycle, zero output", "serial, √(log 2L)", "stagewise, truncated normal"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from paradepth.report import figure as fig
 from paradepth.report import text
 from paradepth.report.figure import Plot
-from paradepth.report.read import Run
+from paradepth.report.read import Run, read_part
 
 FRONTIER = "compression/frontier.json"  # inside a run
 ORIGIN = "compression.json"
@@ -34,7 +33,7 @@ def read_frontier(run: Path) -> Mapping[str, Any] | None:
     Raises:
         ValueError: a damaged file.
     """
-    table = _read(run / FRONTIER, ("points",))
+    table = read_part(run / FRONTIER, ("points",))
     if table is None:
         return None
     points = sorted(table["points"], key=lambda point: (point["bytes"], -point["accuracy"]))
@@ -47,7 +46,7 @@ def read_origin(run: Path) -> Mapping[str, Any] | None:
     Raises:
         ValueError: a damaged file.
     """
-    return _read(run / ORIGIN, ("plan", "from", "limits", "rule", "points"))
+    return read_part(run / ORIGIN, ("plan", "from", "limits", "rule", "points"))
 
 
 def frontier_plots(table: Mapping[str, Any], run: Run) -> list[Plot]:
@@ -242,16 +241,3 @@ def _full(points: Sequence[Point]) -> Point:
 def _points(difference: float) -> str:
     shown = f"{100 * difference:+.2f}"
     return shown.replace("-", "−") if float(shown) else shown[1:]
-
-
-def _read(path: Path, needed: Sequence[str]) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise ValueError(f"{path} is damaged: it has no {missing[0]!r}")
-    return found

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from paradepth.report import figure as fig
 from paradepth.report import text
 from paradepth.report.figure import Plot
+from paradepth.report.read import read_part
 
 FILE = "explanation.json"  # inside a run
 _PARTS = (
@@ -39,17 +39,7 @@ def read_explanation(run: Path) -> Found | None:
     Raises:
         ValueError: a damaged file.
     """
-    path = run / FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    missing = [key for key in _NEEDED if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise ValueError(f"{path} is damaged: it has no {missing[0]!r}")
-    return found
+    return read_part(run / FILE, _NEEDED)
 
 
 def write_explanation(found: Found, out: Path) -> Path:
@@ -70,7 +60,7 @@ def write_explanation(found: Found, out: Path) -> Path:
         render(
             "explanation.html.j2",
             title=f"What this {_KINDS.get(found['model'], 'model')} computes",
-            subtitle=f"{text.plural(len(found['branches']), 'branch').replace('branchs', 'branches')}, "
+            subtitle=f"{text.plural(len(found['branches']), 'branch')}, "
             f"{text.plural(len(found['layers']), 'layer')}, width {found['width']}, "
             f"{text.plural(found['samples'], 'sample')} of up to {text.plural(found['tokens'], 'token')}.",
             notices=[],
@@ -164,11 +154,7 @@ def _spectra(found: Found) -> Plot:
     for index, branch in enumerate(branches):
         values = [value for value in branch["spectrum"] if value > 0]
         axes.plot(range(1, len(values) + 1), values, color=fig.ramp(index, len(branches)), marker="o", markersize=4)
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=8))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.significant(value)))
+    fig.log_y(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("singular value, from the largest")
     title = "Spectrum of L(x) − I"

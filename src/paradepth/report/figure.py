@@ -18,6 +18,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from paradepth.report.text import significant
 
 WIDTH = 420
 INK, MUTED, GRID, PAPER, ACCENT = "#010203", "#010204", "#010205", "#010206", "#010207"
@@ -130,6 +133,15 @@ def panel(height: int = 260) -> tuple[Figure, Axes]:
     """A figure of `WIDTH` × `height` units with one axes, outside pyplot's global state. Call within `style()`."""
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04))
     return figure, figure.add_subplot()
+
+
+def log_y(axes: Axes) -> None:
+    """A logarithmic y axis with few ticks and plain numbers. Call when everything is drawn: ticks follow the limits."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
 
 
 def style():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from paradepth.report import figure, text
 from paradepth.report.figure import Plot
@@ -93,11 +93,7 @@ def line_plot(drawn: Mapping[str, Any], name: str) -> Plot | None:
     elif all(float(x).is_integer() for x in xs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if drawn["log_y"]:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=8))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: text.significant(y)))
+        figure.log_y(axes)
     title = drawn["title"] or f"{what.name[:1].upper()}{what.name[1:]}"
     legend = [figure.key(label, figure.series(n), figure.dash(n)) for n, (label, _) in enumerate(lines) if label]
     svg = figure.to_svg(canvas, name, f"{title} over {drawn['x_title']}")

@@ -135,7 +135,7 @@ def subtitle(run: Run) -> str:
     """One sentence: what was trained on what, and what it cost."""
     how = f", {run.schedule} schedule" if run.schedule else ""
     if run.branches:
-        body = f"ParaFormer of {text.plural(run.branches, 'branch').replace('branchs', 'branches')}"
+        body = f"ParaFormer of {text.plural(run.branches, 'branch')}"
         depths = run.model.get("depths")
         each = f"{', '.join(map(str, depths))} layers" if depths else None
         body += f", {each or text.plural(int(run.model.get('depth', 0)), 'layer') + ' each'}"

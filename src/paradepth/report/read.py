@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -290,6 +290,28 @@ def _parse(text: bytes, path: Path, first_line: int) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     return _parse(_read_bytes(path), path, 1)
+
+
+def read_part(path: Path, needed: Sequence[str]) -> dict[str, Any] | None:
+    """The JSON object of a file that not every run has; None where there is none.
+
+    Args:
+        path: the file.
+        needed: keys that it must have.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {missing[0]!r}")
+    return found
 
 
 NUMBERS = {

@@ -146,10 +146,11 @@ def settings(options: Mapping[str, object], leave_out: Sequence[str] = ()) -> li
 def plural(number: float, noun: str) -> str:
     """A whole number with its noun.
 
-    >>> plural(1, "seed"), plural(3, "seed")
-    ('1 seed', '3 seeds')
+    >>> plural(1, "seed"), plural(3, "seed"), plural(4, "branch")
+    ('1 seed', '3 seeds', '4 branches')
     """
-    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,.0f} {noun}{ending}"
 
 
 def _is_size(value: Sequence[object]) -> bool:

@@ -17,9 +17,8 @@ from paradepth.studies._branch_sum_grid import (
     shape,
 )
 from paradepth.studies.claim import DUAT, LAYER_PARALLEL, PARAFORMER, Claim, Verdict
-from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare
-from paradepth.studies.tasks import show
+from paradepth.studies.record import by_row, last, measured
+from paradepth.studies.rules import Compared, answer, compare, one_seed, show
 
 LOSE_NOTHING = "parallel-layers-lose-nothing"
 CONVERTED = "serial-stack-becomes-branches"
@@ -46,95 +45,98 @@ CLAIMS = (
 LIMITS = {"accuracy": 0.01, "loss": 0.01}  # below the serial stack: points of accuracy, part of the loss
 FACTOR = 2.0  # by which a first guess may differ from its prediction
 _Records = list[dict[str, Any]]
+_Found = dict[str, dict[str, _Records]]  # group → label → records by seed
 
 
 def findings(records: _Records, scale: Scale) -> list[str]:
     """Distances; then for each data set what conversion costs and brings back; then the encoder of sentences."""
-    texts = [_about_distance(records, group) for group in (DISTANCE, MINILM_DISTANCE)]
+    found = by_row(records)
+    texts = [_about_distance(found, group) for group in (DISTANCE, MINILM_DISTANCE)]
     for chosen in scale.sets:
         if chosen.scratch:
-            texts += [_about_branches(records, chosen, scale, label) for label in chosen.rows]
-            texts.append(_about_serial(records, chosen, scale))
-    texts += [_about_once(records, chosen) for chosen in scale.sets if chosen.at_once]
-    return [*texts, _about_minilm(records, scale)]
+            texts += [_about_branches(found, chosen, scale, label) for label in chosen.rows]
+            texts.append(_about_serial(found, chosen, scale))
+    texts += [_about_once(found, chosen) for chosen in scale.sets if chosen.at_once]
+    return [*texts, _about_minilm(found, scale)]
 
 
 def verdicts(records: _Records, scale: Scale) -> dict[str, Verdict]:
     """By differences of means against two standard errors, by limits, and by a factor; one seed tells nothing."""
     if len(scale.seeds) < 2:
-        reason = Verdict("could not be tested here", "A single seed tells no difference from chance.")
-        return dict.fromkeys((claim.name for claim in CLAIMS), reason)
+        return one_seed(CLAIMS)
+    found = by_row(records)
     return {
-        LOSE_NOTHING: _lose_nothing(records, scale),
-        CONVERTED: _can_be_converted(records, scale),
-        PREDICTS: _predicts(records),
+        LOSE_NOTHING: _lose_nothing(found, scale),
+        CONVERTED: _can_be_converted(found, scale),
+        PREDICTS: _predicts(found),
     }
 
 
-def _lose_nothing(records: _Records, scale: Scale) -> Verdict:
+def _lose_nothing(found: _Found, scale: Scale) -> Verdict:
     """Branches of the same layers from scratch, jointly, against the stack: none may be worse."""
-    lost, kept, shown = [], [], []
+    held, kept, shown = [], [], []
     for chosen in (each for each in scale.sets if each.scratch):
-        serial = _trained(records, chosen, SERIAL)
+        serial = _trained(found, chosen, SERIAL)
         parts = [f"in series {show(chosen.key, serial)}"]
         for n in chosen.branches:
-            ours = _trained(records, chosen, shape(n, chosen.depth))
+            ours = _trained(found, chosen, shape(n, chosen.depth))
             worse = compare(ours, serial, lower=chosen.key == "loss") == Compared.WORSE
-            (lost if worse else kept).append(f"{n} branches on {chosen.name}")
+            held.append(not worse)
+            if not worse:
+                kept.append(f"{n} branches on {chosen.name}")
             parts.append(f"{n} branches {show(chosen.key, ours)}{' (worse)' if worse else ''}")
         shown.append(f"{chosen.name}, {chosen.depth} layers, test {chosen.key}: {', '.join(parts)}")
-    answer = "holds" if not lost else "does not hold" if not kept else "holds with conditions"
-    condition = f" Nothing is lost by {', '.join(kept)}." if lost and kept else ""
-    return Verdict(answer, "; ".join(shown) + f".{condition}")
+    condition = f" Nothing is lost by {', '.join(kept)}." if 0 < len(kept) < len(held) else ""
+    return Verdict(answer(held), "; ".join(shown) + f".{condition}")
 
 
-def _can_be_converted(records: _Records, scale: Scale) -> Verdict:
+def _can_be_converted(found: _Found, scale: Scale) -> Verdict:
     """Within the limit of the serial stack after at most the longest distillation."""
-    reached, missed, shown = [], [], []
+    reached, shown = [], []
     for chosen in (each for each in scale.sets if each.scratch):
         for label in chosen.rows:
-            at = _least_fraction(records, chosen, scale, label)
-            name = f"{label} on {chosen.name}"
-            (missed if at is None else reached).append(name)
-            once, last = (_after(records, chosen, label, k) for k in (0, -1))
+            at = _least_fraction(found, chosen, scale, label)
+            reached.append(at is not None)
+            once, end = (_after(found, chosen, label, k) for k in (0, -1))
             cost = "not within the limit" if at is None else f"within it after {100 * at:g} % of its budget"
-            shown.append(f"{name}: {show(chosen.key, once)} at once, {show(chosen.key, last)} at the end, {cost}")
-    answer = "holds" if not missed else "does not hold" if not reached else "holds with conditions"
+            figures = f"{show(chosen.key, once)} at once, {show(chosen.key, end)} at the end, {cost}"
+            shown.append(f"{label} on {chosen.name}: {figures}")
     encoder = ", ".join(
         f"{label} {show('accuracy', [record['measures']['cosine'][-1] for record in row])}"
-        for label, row in _rows(records, MINILM).items()
+        for label, row in found[MINILM].items()
     )
     return Verdict(
-        answer,
+        answer(reached),
         f"The limit is {limits()} of the serial stack. {'; '.join(shown)}. MiniLM, cosine in % of its embeddings to "
         f"the serial encoder's after a short distillation: {encoder}.",
     )
 
 
-def _predicts(records: _Records) -> Verdict:
+def _predicts(found: _Found) -> Verdict:
     """Measured and predicted errors of trained stacks, for every length above 1, within a factor."""
     within, beyond, ratios = [], [], []
     for group, prefix in ((DISTANCE, "trained_"), (MINILM_DISTANCE, "")):
-        for label, row in _rows(records, group).items():
+        for label, row in found[group].items():
             lengths = [int(n) for n in row[0]["measures"]["lengths"]]
             for place, length in enumerate(lengths):
                 if length in (1, lengths[-1]):  # exact, or a single interval, which is its own prediction
                     continue
                 ratio = _mean(row, f"{prefix}first_guess", place) / _mean(row, f"{prefix}predicted", place)
                 ratios.append(f"{label}, {length} layers: {ratio:.2f}")
-                (within if 1 / FACTOR <= ratio <= FACTOR else beyond).append(f"{label}, {length} layers")
-    answer = "holds" if not beyond else "does not hold" if not within else "holds with conditions"
-    condition = f" Beyond a factor of {FACTOR:g}: {'; '.join(beyond)}." if beyond and within else ""
+                within.append(1 / FACTOR <= ratio <= FACTOR)
+                if not within[-1]:
+                    beyond.append(f"{label}, {length} layers")
+    condition = f" Beyond a factor of {FACTOR:g}: {'; '.join(beyond)}." if 0 < len(beyond) < len(within) else ""
     return Verdict(
-        answer,
+        answer(within),
         "Error of the first guess, as a multiple of the errors of single intervals added up: "
         f"{'; '.join(ratios)}.{condition}",
     )
 
 
-def _about_distance(records: _Records, group: str) -> str:
+def _about_distance(found: _Found, group: str) -> str:
     parts = []
-    for label, row in _rows(records, group).items():
+    for label, row in found[group].items():
         lengths = [int(n) for n in row[0]["measures"]["lengths"]]
         for prefix in ("initial_", "trained_") if group == DISTANCE else ("",):
             of_length = ", ".join(
@@ -151,83 +153,83 @@ def _about_distance(records: _Records, group: str) -> str:
     )
 
 
-def _about_branches(records: _Records, chosen: Stacks, scale: Scale, label: str) -> str:
+def _about_branches(found: _Found, chosen: Stacks, scale: Scale, label: str) -> str:
     """One way to convert: at once, after every fraction, from scratch."""
-    key, serial = chosen.key, _trained(records, chosen, SERIAL)
+    key, serial = chosen.key, _trained(found, chosen, SERIAL)
     courses = [
         f"{way} "
         + ", ".join(
-            f"{show(key, _measures(records, chosen.converted, label, f'{way}_{key}', k))} ({100 * fraction:g} %)"
+            f"{show(key, _measures(found, chosen.converted, label, f'{way}_{key}', k))} ({100 * fraction:g} %)"
             for k, fraction in enumerate(scale.fractions, start=1)
         )
         for way in ("tuned", "distilled")
     ]
     text = (
         f"{chosen.name}, {label}, test {key}: serial {show(key, serial)}; at once "
-        f"{show(key, _after(records, chosen, label, 0))}; {'; '.join(courses)}."
+        f"{show(key, _after(found, chosen, label, 0))}; {'; '.join(courses)}."
     )
     n = chosen.rows[label]["branches"]
     if n not in chosen.branches or "buffers" in chosen.rows[label]:
         return text
-    scratch = _trained(records, chosen, shape(n, chosen.depth))
-    against = compare(_after(records, chosen, label, -1), scratch, lower=key == "loss")
+    scratch = _trained(found, chosen, shape(n, chosen.depth))
+    against = compare(_after(found, chosen, label, -1), scratch, lower=key == "loss")
     return (
         f"{text} The same branches from scratch with the whole budget: {show(key, scratch)}; the distilled conversion "
         f"at the end, against them: {against.value}."
     )
 
 
-def _about_serial(records: _Records, chosen: Stacks, scale: Scale) -> str:
+def _about_serial(found: _Found, chosen: Stacks, scale: Scale) -> str:
     key = chosen.key
     course = ", ".join(
-        f"{show(key, _measures(records, chosen.trained_on, ON, f'tuned_{key}', k))} ({100 * fraction:g} %)"
+        f"{show(key, _measures(found, chosen.trained_on, ON, f'tuned_{key}', k))} ({100 * fraction:g} %)"
         for k, fraction in enumerate(scale.fractions, start=1)
     )
     return f"{chosen.name}, the serial stack trained on for as long, test {key}: {course}."
 
 
-def _about_once(records: _Records, chosen: Stacks) -> str:
-    key, rows = chosen.key, _rows(records, AT_ONCE)
+def _about_once(found: _Found, chosen: Stacks) -> str:
+    key, rows = chosen.key, found[AT_ONCE]
     parts = [
         f"{label} {show(key, [measured(record, f'tuned_{key}')[0] for record in rows[f'{chosen.name}, {label}']])}"
         for label in chosen.at_once
     ]
     return (
-        f"{chosen.name}, test {key} right after conversion: serial {show(key, _trained(records, chosen, SERIAL))}; "
+        f"{chosen.name}, test {key} right after conversion: serial {show(key, _trained(found, chosen, SERIAL))}; "
         f"{'; '.join(parts)}."
     )
 
 
-def _about_minilm(records: _Records, scale: Scale) -> str:
+def _about_minilm(found: _Found, scale: Scale) -> str:
     parts = []
-    for label, row in _rows(records, MINILM).items():
-        found = {
+    for label, row in found[MINILM].items():
+        before_after = {
             key: [show("accuracy", [record["measures"][key][k] for record in row]) for k in (0, 1)]
             for key in ("cosine", "similarity", "probe_accuracy")
         }
-        shown = ", ".join(f"{key.replace('_', ' ')} {a} → {b}" for key, (a, b) in found.items())
+        shown = ", ".join(f"{key.replace('_', ' ')} {a} → {b}" for key, (a, b) in before_after.items())
         parts.append(f"{label}: {shown}")
-    serial = [record["measures"]["serial_accuracy"] for record in next(iter(_rows(records, MINILM).values()))]
+    serial = [record["measures"]["serial_accuracy"] for record in next(iter(found[MINILM].values()))]
     return (
         "MiniLM on SST-2's sentences, right after conversion → after distillation, each in %: "
         f"{'; '.join(parts)}. The probe's accuracy on the serial encoder: {show('accuracy', serial)}."
     )
 
 
-def _least_fraction(records: _Records, chosen: Stacks, scale: Scale, label: str) -> float | None:
+def _least_fraction(found: _Found, chosen: Stacks, scale: Scale, label: str) -> float | None:
     """The shortest distillation after which the mean is within the limit of the serial stack's; 0: at once."""
-    serial = mean(_trained(records, chosen, SERIAL))
+    serial = mean(_trained(found, chosen, SERIAL))
     for k, fraction in enumerate((0.0, *scale.fractions)):
-        ours = mean(_after(records, chosen, label, k))
+        ours = mean(_after(found, chosen, label, k))
         limit = LIMITS[chosen.key]
         if (ours <= serial * (1 + limit)) if chosen.key == "loss" else (ours >= serial - limit):
             return fraction
     return None
 
 
-def _after(records: _Records, chosen: Stacks, label: str, k: int) -> list[float]:
+def _after(found: _Found, chosen: Stacks, label: str, k: int) -> list[float]:
     """After the k-th distillation; 0 is right after conversion."""
-    return _measures(records, chosen.converted, label, f"distilled_{chosen.key}", k)
+    return _measures(found, chosen.converted, label, f"distilled_{chosen.key}", k)
 
 
 def limits() -> str:
@@ -235,20 +237,12 @@ def limits() -> str:
     return f"{100 * LIMITS['accuracy']:g} point of accuracy, or {100 * LIMITS['loss']:g} % of the loss,"
 
 
-def _rows(records: _Records, group: str) -> dict[str, _Records]:
-    rows: dict[str, _Records] = {}
-    for record in records:
-        if record["group"] == group:
-            rows.setdefault(record["label"], []).append(record)
-    return rows
+def _trained(found: _Found, chosen: Stacks, label: str) -> list[float]:
+    return last(found[chosen.trained][label], chosen.key)
 
 
-def _trained(records: _Records, chosen: Stacks, label: str) -> list[float]:
-    return [measured(record, chosen.key)[-1] for record in _rows(records, chosen.trained)[label]]
-
-
-def _measures(records: _Records, group: str, label: str, key: str, k: int) -> list[float]:
-    return [measured(record, key)[k] for record in _rows(records, group)[label]]
+def _measures(found: _Found, group: str, label: str, key: str, k: int) -> list[float]:
+    return [measured(record, key)[k] for record in found[group][label]]
 
 
 def _mean(row: _Records, key: str, k: int) -> float:

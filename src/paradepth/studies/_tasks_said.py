@@ -7,8 +7,8 @@ from statistics import mean
 from typing import Any
 
 from paradepth.studies.claim import LAYER_PARALLEL, PARAFORMER, Claim, Verdict
-from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare, doubt, show
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, answer, compare, show
 
 # The measure that the rows of a task are compared by.
 KEYS = {"causal language model": "loss", "masked language model": "accuracy", "tagging": "accuracy"}
@@ -95,12 +95,11 @@ class _Task:
 
 def _found(records: list[dict[str, Any]]) -> dict[str, _Task]:
     tasks: dict[str, _Task] = {}
-    for record in records:
-        key = KEYS[record["group"]]
-        task = tasks.setdefault(record["group"], _Task(key, {}))
-        row = task.found.setdefault(record["label"], {"loss": [], key: []})
-        for name in row:
-            row[name].append(measured(record, name)[-1])
+    for name, rows in by_row(records).items():
+        key = KEYS[name]
+        tasks[name] = _Task(
+            key, {label: {of: last(seeds, of) for of in ("loss", key)} for label, seeds in rows.items()}
+        )
     return tasks
 
 
@@ -166,20 +165,19 @@ def _recovered(task: _Task | None) -> Verdict:
 def _needed(tasks: dict[str, _Task]) -> Verdict:
     if not tasks:
         return NOT_RUN
-    needed = [name for name, task in tasks.items() if not task.is_close(PARALLEL) and task.is_close(CONTROLLED)]
+    needed = [not task.is_close(PARALLEL) and task.is_close(CONTROLLED) for task in tasks.values()]
     parts = [
         f"{name}: {_against_serial(task, PARALLEL)}, {_against_serial(task, CONTROLLED)}"
         for name, task in tasks.items()
     ]
-    verdict = "holds" if len(needed) == len(tasks) else "holds with conditions" if needed else "does not hold"
-    return Verdict(verdict, f"{'; '.join(parts)}. Needed, and enough, for {len(needed)} of {len(tasks)}.")
+    figure = f"{'; '.join(parts)}. Needed, and enough, for {sum(needed)} of {len(tasks)}."
+    return Verdict(answer(needed), figure)
 
 
 def _both_directions(tasks: dict[str, _Task]) -> Verdict:
-    close = [name for name, task in tasks.items() if task.is_close(CONTROLLED)]
+    close = [task.is_close(CONTROLLED) for task in tasks.values()]
     parts = [f"{name}: {_against_serial(task, CONTROLLED)}" for name, task in tasks.items()]
-    verdict = "holds" if len(close) == len(tasks) else "holds with conditions" if close else "does not hold"
-    return Verdict(verdict, f"{'; '.join(parts)}. Within the limits on {len(close)} of {len(tasks)} tasks.")
+    return Verdict(answer(close), f"{'; '.join(parts)}. Within the limits on {sum(close)} of {len(tasks)} tasks.")
 
 
 def _against_serial(task: _Task, label: str) -> str:
@@ -192,17 +190,20 @@ def _against_serial(task: _Task, label: str) -> str:
     return text.replace("-0.00", "0.00").replace("+0.00", "0.00")
 
 
+_WORDS = {
+    Compared.BETTER: "better",
+    Compared.WORSE: "worse",
+    Compared.SAME: "not told apart from it by these seeds",
+}
+
+
 def _about_branches(name: str, task: _Task) -> str:
     """Which schedules of branches win against the serial stack, by more than the seeds' spread; and the shallow one."""
     key, found = task.key, task.found
-    said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart from it by these seeds": []}
+    said: dict[Compared, list[str]] = {result: [] for result in _WORDS}
     for label in task.branches:
-        ours, theirs = found[label][key], found[SERIAL][key]
-        gain = (mean(ours) - mean(theirs)) * (-1 if key == "loss" else 1)
-        better, worse, same = said
-        verdict = same if abs(gain) <= doubt(ours, theirs) else better if gain > 0 else worse
-        said[verdict].append(f"{label} {show(key, ours)}")
-    parts = [f"{verdict}: {', '.join(labels)}" for verdict, labels in said.items() if labels]
+        said[task.compare(label, SERIAL)].append(f"{label} {show(key, found[label][key])}")
+    parts = [f"{_WORDS[result]}: {', '.join(labels)}" for result, labels in said.items() if labels]
     shallow = "A serial stack of a third of the layers, in three times the steps"
     return (
         f"{name.capitalize()}, {key}: the serial stack has {show(key, found[SERIAL][key])}. {'; '.join(parts)}. "

@@ -27,7 +27,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from paradepth.studies.claim import DUAT, PARAFORMER, Answer, Claim, Verdict
-from paradepth.studies.rules import Compared, compare
+from paradepth.studies.record import by_row
+from paradepth.studies.rules import Compared, answer, compare, one_seed
 from paradepth.studies.study import Cell, Curve, Size, Study
 
 SERIAL, JOINT, ONE_PASS, STAGEWISE = "serial", "joint", "one_pass", "stagewise"
@@ -151,8 +152,7 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """By differences of logarithms between rows of equal seeds, against two standard errors of their mean."""
     rows = _rows(records)
     if min(len(found) for found in rows.values()) < 2:
-        reason = Verdict("could not be tested here", "A single seed tells no difference from chance.")
-        return dict.fromkeys((claim.name for claim in CLAIMS), reason)
+        return one_seed(CLAIMS)
     return {
         FALLS: _falls(rows),
         PROGRESSIVE: _progressive(rows),
@@ -172,9 +172,9 @@ def _falls(rows: _Rows) -> Verdict:
         for pairs in zip(*(pairwise(r["measures"]["stage_errors"]) for r in found), strict=True)
     ]
     fall, rise = steps.count(Compared.BETTER), steps.count(Compared.WORSE)
-    answer: Answer = "holds" if fall == len(steps) else "does not hold" if rise or not fall else "holds with conditions"
+    told: Answer = "holds" if fall == len(steps) else "does not hold" if rise or not fall else "holds with conditions"
     return Verdict(
-        answer,
+        told,
         f"Of {len(steps)} steps from one stage's error to the next, {fall} go down and {rise} up by more than two "
         f"standard errors. {_alone(rows)}",
     )
@@ -199,18 +199,18 @@ def _progressive(rows: _Rows) -> Verdict:
     is half of the comparisons or more."""
     counts = {order: _compare(rows, order, JOINT) for order in (STAGEWISE, ONE_PASS)}
     better, worse, total, _ = counts[STAGEWISE]
-    answer: Answer = (
+    told: Answer = (
         "does not hold" if not better else "holds" if not worse and 2 * better >= total else "holds with conditions"
     )
-    return Verdict(answer, "; ".join(_said(order, JOINT, found) for order, found in counts.items() if found[2]) + ".")
+    return Verdict(told, "; ".join(_said(order, JOINT, found) for order, found in counts.items() if found[2]) + ".")
 
 
 def _nothing_lost(rows: _Rows) -> Verdict:
     """Branches trained jointly, as in the paper, against the serial stack; holds where they are nowhere worse."""
     counts = {order: _compare(rows, order, SERIAL) for order in (JOINT, STAGEWISE)}
     _, worse, total, _ = counts[JOINT]
-    answer: Answer = "holds" if not worse else "does not hold" if 2 * worse > total else "holds with conditions"
-    return Verdict(answer, "; ".join(_said(order, SERIAL, found) for order, found in counts.items()) + ".")
+    told: Answer = "holds" if not worse else "does not hold" if 2 * worse > total else "holds with conditions"
+    return Verdict(told, "; ".join(_said(order, SERIAL, found) for order, found in counts.items()) + ".")
 
 
 def _more(rows: _Rows) -> Verdict:
@@ -224,14 +224,13 @@ def _greedy(rows: _Rows) -> Verdict:
 
 
 def _of_rates(found: list[tuple[tuple[str, str], list[dict[str, Any]]]], limit: float, what: str) -> Verdict:
-    yes = [
-        _function(group)
+    steep = {
+        _function(group): _told([limit - r["measures"]["rate"] for r in records]) == Compared.BETTER
         for (group, _), records in found
-        if _told([limit - r["measures"]["rate"] for r in records]) == Compared.BETTER
-    ]
-    answer: Answer = "holds" if len(yes) == len(found) else "holds with conditions" if yes else "does not hold"
+    }
+    yes = [name for name, is_steep in steep.items() if is_steep]
     slopes = "; ".join(f"{_function(group)}: {_rate(records)}" for (group, _), records in found)
-    return Verdict(answer, f"The error {what} for {'; '.join(yes) or 'no function'}. Slopes: {slopes}.")
+    return Verdict(answer(steep.values()), f"The error {what} for {'; '.join(yes) or 'no function'}. Slopes: {slopes}.")
 
 
 def _aligned(rows: _Rows) -> Verdict:
@@ -245,9 +244,9 @@ def _aligned(rows: _Rows) -> Verdict:
             joint, stagewise = (mean(column) for column in zip(*pairs, strict=True))
             shown.append(f"{group}, {label.partition(', ')[2]}: {joint:+.2f}, {stagewise:+.2f}")
     yes, no = signs.count(Compared.BETTER), signs.count(Compared.WORSE)
-    answer: Answer = "does not hold" if not yes else "holds" if yes == len(signs) else "holds with conditions"
+    told: Answer = "does not hold" if not yes else "holds" if yes == len(signs) else "holds with conditions"
     return Verdict(
-        answer,
+        told,
         f"Mean cosine, joint and stagewise: {'; '.join(shown)}. Smaller for stagewise in {yes} of {len(signs)} rows, "
         f"larger in {no}.",
     )
@@ -285,10 +284,11 @@ def _said(ours: str, theirs: str, found: tuple[int, int, int, float]) -> str:
 
 def _rows(records: list[dict[str, Any]]) -> _Rows:
     """The records of each row, by seed."""
-    found: _Rows = {}
-    for record in records:
-        found.setdefault((record["group"], record["label"]), []).append(record)
-    return {key: sorted(of_row, key=lambda r: r["seed"]) for key, of_row in found.items()}
+    return {
+        (group, label): sorted(of, key=lambda r: r["seed"])
+        for group, rows in by_row(records).items()
+        for label, of in rows.items()
+    }
 
 
 def _updates(rows: _Rows, order: str) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:

@@ -20,7 +20,7 @@ from typing import Any
 from paradepth.studies import schedules
 from paradepth.studies.claim import PARAFORMER, Answer, Claim, Verdict
 from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare, show
+from paradepth.studies.rules import Compared, answer, compare, one_seed, show
 from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import COMMON as TEXT
 from paradepth.studies.tasks import TASKS
@@ -149,8 +149,7 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """By differences of means, against two standard errors."""
     found = {group: of_shape for group, of_shape in _by_shape(records).items() if DEPTHS not in group}
     if min(len(values) for of_shape in found.values() for values in of_shape.values()) < 2:
-        reason = Verdict("could not be tested here", "A single seed tells no difference from chance.")
-        return dict.fromkeys((claim.name for claim in CLAIMS), reason)
+        return one_seed(CLAIMS)
     return {BALANCED: _balanced(found), SHALLOW: _shallow(found)}
 
 
@@ -165,11 +164,11 @@ def _balanced(found: _Found) -> Verdict:
         parts = [f"{_signed(group, middle, values)} {label(shape)}" for shape, values in extremes.items()]
         shown.append(f"{group}: {' and '.join(parts)}")
     all_wins = [win for row in wins for win in row]
-    answer: Answer = (
+    told: Answer = (
         "holds" if all(all_wins) else "holds with conditions" if any(all(row) for row in wins) else "does not hold"
     )
     middle_labels = " and ".join(map(label, balanced(max(n for n, _ in next(iter(found.values()))))))
-    return Verdict(answer, f"{middle_labels} have, {'; '.join(shown)}.")
+    return Verdict(told, f"{middle_labels} have, {'; '.join(shown)}.")
 
 
 def _shallow(found: _Found) -> Verdict:
@@ -180,8 +179,7 @@ def _shallow(found: _Found) -> Verdict:
         best = next(shape for shape in _order(group, of_shape) if shape != shallow)
         behind.append(_told(group, of_shape[best], of_shape[shallow]) == Compared.BETTER)
         shown.append(f"{group}: {label(best)} has {_signed(group, of_shape[best], of_shape[shallow])} {label(shallow)}")
-    answer: Answer = "holds" if all(behind) else "holds with conditions" if any(behind) else "does not hold"
-    return Verdict(answer, f"{'; '.join(shown)}.")
+    return Verdict(answer(behind), f"{'; '.join(shown)}.")
 
 
 def _key(group: str) -> str:

@@ -11,13 +11,13 @@ seconds of one besides starting: about half an hour of one core.
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from paradepth.studies import schedules
 from paradepth.studies.claim import DUAT, PARAFORMER, Claim, Verdict
-from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare
+from paradepth.studies.record import by_row, last, measured
+from paradepth.studies.rules import Compared, answer, compare, plus_minus
 from paradepth.studies.study import Cell, Curve, Size, Study
 
 CLOSED, DEPENDENT, LOW_RANK, EVEN = (
@@ -207,45 +207,36 @@ def _notes(size: Size) -> dict[str, str]:
 # ---- what it says ----------------------------------------------------------------------------------------------
 
 Records = list[dict[str, Any]]
+_Found = dict[str, dict[str, Records]]  # group → label → records by seed
 
 
-def _values(records: Records, group: str, label: str, key: str) -> list[float]:
-    return [measured(r, key)[0] for r in records if (r["group"], r["label"]) == (group, label)]
-
-
-def _sets(records: Records) -> list[str]:
+def _sets(found: _Found) -> list[str]:
     """The data sets that were measured; at size "smoke" there are images only."""
-    return [data for data in SETS if any(r["group"] == data for r in records)]
-
-
-def _show(values: list[float], digits: int = 2) -> str:
-    """Mean ± deviation over seeds."""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return [data for data in SETS if data in found]
 
 
 def findings(records: Records) -> list[str]:
     """Input-dependence, ranks and shares of each data set in words."""
-    texts = [_closed(records).figure]
-    for data in _sets(records):
-        rows = dict.fromkeys(r["label"] for r in records if r["group"] == data)
+    found = by_row(records)
+    texts = [_closed(found).figure]
+    for data in _sets(found):
+        rows = found[data]
         texts.append(
             f"{data.capitalize()}, mean variation over the inputs of attention, of the MLP's gates and of a branch's "
             "operator: "
             + "; ".join(
-                f"{row} {', '.join(_show(_values(records, data, row, key)) for key in VARIATIONS)}" for row in rows
+                f"{row} {', '.join(plus_minus(last(of, key)) for key in VARIATIONS)}" for row, of in rows.items()
             )
             + "."
         )
         texts.append(
             f"{data.capitalize()}, effective rank of a branch's operator in per cent of its size: "
-            + "; ".join(f"{row} {_show([100 * v for v in _values(records, data, row, 'rank')])}" for row in rows)
+            + "; ".join(f"{row} {plus_minus(last(of, 'rank'), factor=100)}" for row, of in rows.items())
             + "."
         )
         for row in (JOINT, STAGEWISE):
-            shares, ordered = (
-                _by_branch(records, data, row, key) for key in ("share_by_branch", "prefix_share_by_branch")
-            )
-            given = _show([100 * v for v in _values(records, data, row, "input_share")], 1)
+            shares, ordered = (_by_branch(rows[row], key) for key in ("share_by_branch", "prefix_share_by_branch"))
+            given = plus_minus(last(rows[row], "input_share"), factor=100, digits=1)
             texts.append(
                 f"{data.capitalize()}, {row}: share of the final logits by branch {shares} % (input {given} %); as "
                 f"what each changes behind those before it {ordered} %."
@@ -253,27 +244,28 @@ def findings(records: Records) -> list[str]:
     return texts
 
 
-def _by_branch(records: Records, data: str, row: str, key: str) -> str:
-    found = [measured(r, key) for r in records if (r["group"], r["label"]) == (data, row)]
-    return ", ".join(f"{100 * mean(values):.1f}" for values in zip(*found, strict=True))
+def _by_branch(of: Records, key: str) -> str:
+    by_seed = (measured(record, key) for record in of)
+    return ", ".join(f"{100 * mean(values):.1f}" for values in zip(*by_seed, strict=True))
 
 
 def verdicts(records: Records) -> dict[str, Verdict]:
     """By the rules of the protocol."""
+    found = by_row(records)
     return {
-        CLOSED: _closed(records),
-        DEPENDENT: _dependent(records),
-        LOW_RANK: _low_rank(records),
-        EVEN: _even(records),
+        CLOSED: _closed(found),
+        DEPENDENT: _dependent(found),
+        LOW_RANK: _low_rank(found),
+        EVEN: _even(found),
     }
 
 
-def _closed(records: Records) -> Verdict:
-    drawn = [r for r in records if r["group"] == RANDOM]
-    models = [r for r in records if r["group"] in SETS]
-    count = sum(int(measured(r, "architectures")[0]) for r in drawn)
-    worst = {key: max(measured(r, key)[0] for r in drawn) for key in ("error", "units_error", "block_error")}
-    of_models = max(measured(r, "error")[0] for r in models)
+def _closed(found: _Found) -> Verdict:
+    drawn = [record for of in found[RANDOM].values() for record in of]
+    models = [record for data in _sets(found) for of in found[data].values() for record in of]
+    count = sum(map(int, last(drawn, "architectures")))
+    worst = {key: max(last(drawn, key)) for key in ("error", "units_error", "block_error")}
+    of_models = max(last(models, "error"))
     figure = (
         f"Largest relative error {worst['error']:.1e} over {count} random architectures, {of_models:.1e} over "
         f"{len(models)} models of images and text, trained and not. As a single sum over hidden units in explicit "
@@ -284,45 +276,38 @@ def _closed(records: Records) -> Verdict:
     return Verdict("holds" if exact else "does not hold", figure)
 
 
-def _dependent(records: Records) -> Verdict:
-    results, parts = [], []
-    for data in _sets(records):
+def _dependent(found: _Found) -> Verdict:
+    more, parts = [], []
+    for data in _sets(found):
         for label, untrained in INITIAL.items():
             for key, name in (("attention", "attention"), ("gates", "gates")):
-                after, before = _values(records, data, label, key), _values(records, data, untrained, key)
-                results.append(compare(after, before))
-                parts.append(f"{data}, {label}, {name}: {_show(before)} before, {_show(after)} after")
-    more = sum(result == Compared.BETTER for result in results)
-    answer = "holds" if more == len(results) else "holds with conditions" if more else "does not hold"
-    return Verdict(answer, f"Variation {'; '.join(parts)}: more after training in {more} of {len(results)} cases.")
+                after, before = (last(found[data][row], key) for row in (label, untrained))
+                more.append(compare(after, before) == Compared.BETTER)
+                parts.append(f"{data}, {label}, {name}: {plus_minus(before)} before, {plus_minus(after)} after")
+    figure = f"Variation {'; '.join(parts)}: more after training in {sum(more)} of {len(more)} cases."
+    return Verdict(answer(more), figure)
 
 
-def _low_rank(records: Records) -> Verdict:
+def _low_rank(found: _Found) -> Verdict:
     ranks = {
-        f"{data}, {label}": _values(records, data, label, "rank")
-        for data in _sets(records)
+        f"{data}, {label}": last(found[data][label], "rank")
+        for data in _sets(found)
         for label in (JOINT, STAGEWISE, SERIAL)
     }
-    few = sum(mean(values) < FEW for values in ranks.values())
-    answer = "holds" if few == len(ranks) else "holds with conditions" if few else "does not hold"
-    shown = "; ".join(f"{row} {_show([100 * v for v in values])} %" for row, values in ranks.items())
-    return Verdict(
-        answer, f"Effective rank in per cent of T·D: {shown}: below {100 * FEW:.0f} % in {few} of {len(ranks)}."
-    )
+    few = [mean(values) < FEW for values in ranks.values()]
+    shown = "; ".join(f"{row} {plus_minus(values, factor=100)} %" for row, values in ranks.items())
+    figure = f"Effective rank in per cent of T·D: {shown}: below {100 * FEW:.0f} % in {sum(few)} of {len(few)}."
+    return Verdict(answer(few), figure)
 
 
-def _even(records: Records) -> Verdict:
-    results, parts = [], []
-    for data in _sets(records):
-        joint, staged = (_values(records, data, label, "largest") for label in (JOINT, STAGEWISE))
-        results.append(compare(joint, staged, lower=True))
-        parts.append(
-            f"{data}: {_show([100 * v for v in joint])} % joint, {_show([100 * v for v in staged])} % stagewise"
-        )
-    more = sum(result == Compared.BETTER for result in results)
-    answer = "holds" if more == len(results) else "holds with conditions" if more else "does not hold"
+def _even(found: _Found) -> Verdict:
+    more, parts = [], []
+    for data in _sets(found):
+        joint, staged = (last(found[data][label], "largest") for label in (JOINT, STAGEWISE))
+        more.append(compare(joint, staged, lower=True) == Compared.BETTER)
+        parts.append(f"{data}: {plus_minus(joint, factor=100)} % joint, {plus_minus(staged, factor=100)} % stagewise")
     return Verdict(
-        answer,
+        answer(more),
         f"Largest part of one of four branches in Σ|share| (a quarter if even), {'; '.join(parts)}: more even with "
-        f"joint training in {more} of {len(results)} data sets.",
+        f"joint training in {sum(more)} of {len(more)} data sets.",
     )

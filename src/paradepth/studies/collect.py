@@ -8,7 +8,7 @@ from typing import Any
 
 from paradepth.studies.claim import Verdict
 from paradepth.studies.lines import lines
-from paradepth.studies.record import ENVIRONMENT, SPENT, measured, read_record
+from paradepth.studies.record import ENVIRONMENT, SPENT, by_row, measured, read_record
 from paradepth.studies.study import Cell, Study
 
 _CLASSES = ("accuracy", "f1", "matthews")  # the accuracy of validations tells the course of these; else the loss
@@ -67,9 +67,7 @@ def _group(study: Study, name: str, records: list[dict[str, Any]], missing: list
     lost = [record for record in records if record["group"] == name and "diverged" in record]
     measure = study.headline.get(name, "accuracy")
     curve = "accuracy" if measure in _CLASSES else "loss"
-    by_label: dict[str, list[dict[str, Any]]] = {}
-    for record in of_group:
-        by_label.setdefault(record["label"], []).append(record)
+    by_label = by_row(of_group).get(name, {})
     rows = [_measured_row(found) if measures else _row(found, measure, curve) for found in by_label.values()]
     signatures = dict.fromkeys(s for record in of_group if (s := record.get("signatures", {}).get(measure)))
     remarks = [study.notes.get(name, ""), _compute_remark(rows), *(f"Signature: {s}." for s in signatures)]
@@ -81,11 +79,7 @@ def _group(study: Study, name: str, records: list[dict[str, Any]], missing: list
     return {
         "name": name,
         "note": " ".join(filter(None, remarks)),
-        **(
-            {"measures": list(rows[0]["measures"]) if rows else []}
-            if measures
-            else {"measure": measure, "curve": curve}
-        ),
+        **({"measures": _names(rows)} if measures else {"measure": measure, "curve": curve}),
         "drawn": [lines(plot, list(by_label.values())) for plot in study.curves.get(name, ())],
         "rows": rows,
     }

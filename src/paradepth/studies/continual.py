@@ -142,7 +142,7 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
         shown = []
         for label, wins in won.items():
             others = _by_seed(records, group, label)
-            if _margin(grown, others).endswith("so it wins"):
+            if _wins(_differences(grown, others)):
                 wins.append(group)
             shown.append(f"{_mean_margin(grown, others):+.2f} against {label}")
         parts.append(f"{group}: {', '.join(shown)}")
@@ -159,20 +159,34 @@ def _mean_margin(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, An
     return 100 * (mean(_values(ours, "accuracy")) - mean(_values(theirs, "accuracy")))
 
 
-def _margin(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> str:
-    """The difference of rows that share their seeds, class orders included, and whether it exceeds its deviation."""
+def _differences(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> list[float]:
+    """Points of accuracy, seed by seed, between rows that share their seeds, class orders included."""
     pairs = zip(_values(ours, "accuracy"), _values(theirs, "accuracy"), strict=True)
-    differences = [100 * (a - b) for a, b in pairs]
-    margin = mean(differences)
+    return [100 * (a - b) for a, b in pairs]
+
+
+def _wins(differences: Sequence[float]) -> bool:
+    """Whether the mean difference is above zero by more than its deviation, which one seed does not tell.
+
+    >>> _wins([2.0, 3.0, 2.5]), _wins([-1.0, 3.0, 2.5]), _wins([2.0])
+    (True, False, False)
+    """
+    return len(differences) > 1 and mean(differences) > stdev(differences)
+
+
+def _margin(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> str:
+    """The difference of two rows, and whether it exceeds its deviation."""
+    differences = _differences(ours, theirs)
+    margin = f"{mean(differences):+.2f}"
     if len(differences) < 2:
-        return f"{margin:+.2f} points, from one seed"
-    spread = stdev(differences)
-    verdict = (
-        "not more than its sd"
-        if abs(margin) <= spread
-        else "more than its sd, " + ("so it wins" if margin > 0 else "so it loses")
-    )
-    return f"{margin:+.2f} ± {spread:.2f} points, {verdict}"
+        return f"{margin} points, from one seed"
+    if _wins(differences):
+        told = "more than its sd, so it wins"
+    elif _wins([-difference for difference in differences]):
+        told = "more than its sd, so it loses"
+    else:
+        told = "not more than its sd"
+    return f"{margin} ± {stdev(differences):.2f} points, {told}"
 
 
 def _transfer(rows: dict[str, dict[int, dict[str, Any]]]) -> str:

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from paradepth.studies.claim import LAYER_PARALLEL, Claim, Verdict
-from paradepth.studies.record import measured
+from paradepth.studies.record import by_row, last
 from paradepth.studies.rules import Compared, compare, show
 from paradepth.studies.study import Cell, Size, Study
 from paradepth.studies.tasks import COMMON, MGRIT
@@ -81,17 +81,13 @@ NOTES = {
 
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """For each task the difference that the kind of pretraining makes, against the paper's."""
-
-    def of(group: str, label: str, key: str) -> list[float]:
-        return [measured(r, key)[-1] for r in records if (r["group"], r["label"]) == (group, label)]
-
-    serial, parallel = (mean(of(PRETRAINING, label, "loss")) for label in (SERIAL, PARALLEL))
+    rows = by_row(records)
+    serial, parallel = (mean(last(rows[PRETRAINING][label], "loss")) for label in (SERIAL, PARALLEL))
     texts = [f"Pretraining: loss {serial:.4f} serially, {parallel:.4f} layer-parallel."]
-    groups = {record["group"] for record in records}
     for task, (data, _) in {**TUNED, **PAPER_TUNED}.items():
-        if task not in groups:
+        if task not in rows:
             continue
-        found = {label: of(task, label, "accuracy") for label in (SERIAL, PARALLEL, SCRATCH)}
+        found = {label: last(rows[task][label], "accuracy") for label in (SERIAL, PARALLEL, SCRATCH)}
         difference = mean(found[PARALLEL]) - mean(found[SERIAL])
         shown = {label: show("accuracy", values) for label, values in found.items()}
         text = (
@@ -101,7 +97,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
             f"Without pretraining {shown[SCRATCH]}."
         )
         if data == "cola":
-            scores = [f"{mean(of(task, label, 'matthews')):.3f} ({label})" for label in found]
+            scores = [f"{mean(last(rows[task][label], 'matthews')):.3f} ({label})" for label in found]
             text += f" Matthews' correlation: {', '.join(scores)}."
         texts.append(text)
     return texts
@@ -110,10 +106,9 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
 def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """The differences of the means against the paper's limit; that pretraining helps no task is a condition. The
     second verdict asks whether serial pretraining is better by more than two standard errors on some task."""
-    accuracy: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        accuracy.setdefault((record["group"], record["label"]), []).append(measured(record, "accuracy")[-1])
-    tasks = [task for task in dict.fromkeys(group for group, _ in accuracy) if task != PRETRAINING]
+    rows = by_row(records)
+    tasks = [task for task in rows if task != PRETRAINING]
+    accuracy = {(task, label): last(of, "accuracy") for task in tasks for label, of in rows[task].items()}
     differences = {task: mean(accuracy[task, PARALLEL]) - mean(accuracy[task, SERIAL]) for task in tasks}
     useful = [task for task in tasks if compare(accuracy[task, SERIAL], accuracy[task, SCRATCH]) == Compared.BETTER]
     worse = [task for task in tasks if compare(accuracy[task, PARALLEL], accuracy[task, SERIAL]) == Compared.WORSE]

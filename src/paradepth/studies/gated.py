@@ -13,10 +13,10 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from paradepth.studies.claim import DUAT, Answer, Claim, Verdict
-from paradepth.studies.record import measured
+from paradepth.studies.claim import DUAT, Claim, Verdict
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, answer, compare, doubt, one_seed, show
 from paradepth.studies.study import Cell, Curve, Size, Study
-from paradepth.studies.tasks import doubt, show
 
 PLAIN, GATED = "plain sum", "gated"
 LEFT_OUT = ", branches left out"  # behind the name of a task: its measurements
@@ -128,19 +128,19 @@ def label(penalty: float) -> str:
 
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """For each task accuracy and calibration of all rows; then what is lost and saved by leaving out branches."""
-    found, texts = _found(records), []
+    found, texts = by_row(records), []
     for task in _tasks(found):
         rows = found[task]
-        accuracy = "; ".join(f"{row} {show('accuracy', _last(of, 'accuracy'))}" for row, of in rows.items())
-        error = "; ".join(f"{row} {show('accuracy', _last(of, 'calibration_error'))}" for row, of in rows.items())
+        accuracy = "; ".join(f"{row} {show('accuracy', last(of, 'accuracy'))}" for row, of in rows.items())
+        error = "; ".join(f"{row} {show('accuracy', last(of, 'calibration_error'))}" for row, of in rows.items())
         texts.append(f"{task}, test accuracy in %: {accuracy}. Expected calibration error in %: {error}.")
         parts = []
         for row, of in found[task + LEFT_OUT].items():
             if row == PLAIN:
                 continue
-            spread, constant, full = (mean(_last(of, key)) for key in ("gate_spread", "constant", "full"))
+            spread, constant, full = (mean(last(of, key)) for key in ("gate_spread", "constant", "full"))
             parts.append(
-                f"{row}: gates {mean(_last(of, 'gate')):.2f} on average, deviating by {spread:.3f} between samples "
+                f"{row}: gates {mean(last(of, 'gate')):.2f} on average, deviating by {spread:.3f} between samples "
                 f"(with every gate at its mean {100 * (constant - full):+.2f} points); {_routed(of)}"
             )
         texts.append(f"{task}, {'. '.join(parts)}.")
@@ -149,30 +149,28 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
 
 def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """By differences of means, against two standard errors."""
-    found = _found(records)
+    found = by_row(records)
     if any(len(of) < 2 for rows in found.values() for of in rows.values()):
-        reason = Verdict("could not be tested here", "A single seed tells no difference from chance.")
-        return {DEPENDENT: reason, CONDITIONAL: reason}
+        return one_seed(CLAIMS)
     return {DEPENDENT: _dependent(found), CONDITIONAL: _conditional(found)}
 
 
 def _dependent(found: _Found) -> Verdict:
     """Free gates against the plain sum: better by more than the doubt in every task, in some, in none. A task where
     they are worse by more than that is a condition as well."""
-    gains, shown = [], []
+    better, shown = [], []
     for task in _tasks(found):
-        ours, theirs = (_last(found[task][row], "accuracy") for row in (GATED, PLAIN))
-        gain, unsure = mean(ours) - mean(theirs), doubt(ours, theirs)
-        gains.append(0 if abs(gain) <= unsure else 1 if gain > 0 else -1)
+        ours, theirs = (last(found[task][row], "accuracy") for row in (GATED, PLAIN))
+        better.append(compare(ours, theirs) == Compared.BETTER)
         constant = found[task + LEFT_OUT][GATED]
-        lost = mean(_last(constant, "full")) - mean(_last(constant, "constant"))
-        errors = [mean(_last(found[task][row], "calibration_error")) for row in (GATED, PLAIN)]
+        lost = mean(last(constant, "full")) - mean(last(constant, "constant"))
+        errors = [mean(last(found[task][row], "calibration_error")) for row in (GATED, PLAIN)]
         shown.append(
-            f"{task} {100 * gain:+.2f} points (doubt {100 * unsure:.2f}), calibration error {100 * errors[0]:.2f} "
-            f"against {100 * errors[1]:.2f} %, {100 * lost:+.2f} points due to the gates' dependence on the input"
+            f"{task} {100 * (mean(ours) - mean(theirs)):+.2f} points (doubt {100 * doubt(ours, theirs):.2f}), "
+            f"calibration error {100 * errors[0]:.2f} against {100 * errors[1]:.2f} %, {100 * lost:+.2f} points due to "
+            "the gates' dependence on the input"
         )
-    answer: Answer = "holds" if min(gains) > 0 else "holds with conditions" if max(gains) > 0 else "does not hold"
-    return Verdict(answer, f"Gates against the plain sum: {'; '.join(shown)}.")
+    return Verdict(answer(better), f"Gates against the plain sum: {'; '.join(shown)}.")
 
 
 def _conditional(found: _Found) -> Verdict:
@@ -182,21 +180,20 @@ def _conditional(found: _Found) -> Verdict:
     for task in _tasks(found):
         rows = {row: of for row, of in found[task + LEFT_OUT].items() if row != PLAIN}
         within = {
-            row: of for row, of in rows.items() if mean(_last(of, "full")) - mean(_last(of, "routed")) <= LOSS
+            row: of for row, of in rows.items() if mean(last(of, "full")) - mean(last(of, "routed")) <= LOSS
         } or rows
-        row = max(within, key=lambda row: mean(_last(within[row], "saved")))
+        row = max(within, key=lambda row: mean(last(within[row], "saved")))
         of = within[row]
-        routed, fixed = _last(of, "routed"), _last(of, "fixed")
-        lost, saved = mean(_last(of, "full")) - mean(routed), mean(_last(of, "saved"))
+        routed, fixed = last(of, "routed"), last(of, "fixed")
+        lost, saved = mean(last(of, "full")) - mean(routed), mean(last(of, "saved"))
         good.append(saved >= LEAST_SAVED and lost <= LOSS and mean(routed) - mean(fixed) > doubt(routed, fixed))
         shown.append(f"{task}, {row}: {_routed(of)}")
-    answer: Answer = "holds" if all(good) else "holds with conditions" if any(good) else "does not hold"
-    return Verdict(answer, f"{'; '.join(shown)}.")
+    return Verdict(answer(good), f"{'; '.join(shown)}.")
 
 
 def _routed(of: list[dict[str, Any]]) -> str:
     """What the threshold chosen on validation saves and loses."""
-    full, routed, fixed, saved = (_last(of, key) for key in ("full", "routed", "fixed", "saved"))
+    full, routed, fixed, saved = (last(of, key) for key in ("full", "routed", "fixed", "saved"))
     lost, lost_fixed = (100 * (mean(values) - mean(full)) for values in (routed, fixed))
     return (
         f"{100 * mean(saved):.1f} % of the layer evaluations saved for {lost:+.2f} points, branches left out for all "
@@ -204,19 +201,8 @@ def _routed(of: list[dict[str, Any]]) -> str:
     )
 
 
-def _found(records: list[dict[str, Any]]) -> _Found:
-    found: _Found = {}
-    for record in records:
-        found.setdefault(record["group"], {}).setdefault(record["label"], []).append(record)
-    return found
-
-
 def _tasks(found: _Found) -> list[str]:
     return [group for group in found if not group.endswith(LEFT_OUT)]
-
-
-def _last(records: list[dict[str, Any]], key: str) -> list[float]:
-    return [measured(record, key)[-1] for record in records]
 
 
 def study(size: Size = "here", *, seeds: tuple[int, ...] | None = None) -> Study:

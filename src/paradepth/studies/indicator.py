@@ -14,8 +14,8 @@ from typing import Any
 
 from paradepth.studies import schedules
 from paradepth.studies.claim import LAYER_PARALLEL, Claim, Verdict
-from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare, show
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, answer, compare, show
 from paradepth.studies.study import Cell, Curve, Size, Study
 from paradepth.studies.tasks import COMMON, CONTROL
 
@@ -64,35 +64,32 @@ SHARED = {"layers": "layers, 2 × 2", "branches": "branches, 2 × 2"}
 
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """Accuracy on images, what the probes found, and how close four processes are to one."""
-    images = {label: _values(records, IMAGES, label, "accuracy") for label in (SERIAL, PARALLEL, CONTROLLED)}
+    rows = by_row(records)
+    images = {label: last(rows[IMAGES][label], "accuracy") for label in (SERIAL, PARALLEL, CONTROLLED)}
     texts = ["Images, accuracy in %: " + "; ".join(f"{k} {show('accuracy', v)}" for k, v in images.items()) + "."]
     for label in STACKS:
-        rho, bias, tied = (
-            _values(records, PROBES, label, key) for key in ("last_rho", "last_bias", "rank_correlation")
-        )
-        ends, middle = (_values(records, PROBES, label, f"growth_of_{part}") for part in ("ends", "middle"))
+        rho, bias, tied = (last(rows[PROBES][label], key) for key in ("last_rho", "last_bias", "rank_correlation"))
+        ends, middle = (last(rows[PROBES][label], f"growth_of_{part}") for part in ("ends", "middle"))
         texts.append(
             f"Language model, {label}: at the last probe ρ is {mean(rho):.3f} and the gradient's bias 1 − cosine "
             f"{mean(bias):.4f}; rank correlation of both over the run {mean(tied):.2f}. Lipschitz estimates become "
             f"{mean(ends):.2f} times as large in the two first and two last layers, {mean(middle):.2f} times elsewhere."
         )
-    for label in SHARED.values():
-        found = _values(records, COMPOSITION, label, "difference")
-        if found:
-            texts.append(f"{label}: weights differ by {max(found):.1e} of what training changes.")
+    for label, of in rows.get(COMPOSITION, {}).items():
+        texts.append(f"{label}: weights differ by {max(last(of, 'difference')):.1e} of what training changes.")
     return texts
 
 
 def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """By the rules of the protocol."""
-    serial, plain, controlled = (_values(records, IMAGES, row, "accuracy") for row in (SERIAL, PARALLEL, CONTROLLED))
+    rows = by_row(records)
+    serial, plain, controlled = (last(rows[IMAGES][label], "accuracy") for label in (SERIAL, PARALLEL, CONTROLLED))
     worse, recovered = compare(plain, serial) == Compared.WORSE, compare(controlled, serial) != Compared.WORSE
-    tied = {label: _values(records, PROBES, label, "rank_correlation") for label in STACKS}
+    tied = {label: last(rows[PROBES][label], "rank_correlation") for label in STACKS}
     every = [value >= CORRELATED for values in tied.values() for value in values]
-    ends, middle = (_values(records, PROBES, PLAIN, f"growth_of_{part}") for part in ("ends", "middle"))
+    ends, middle = (last(rows[PROBES][PLAIN], f"growth_of_{part}") for part in ("ends", "middle"))
     more = [a > b for a, b in zip(ends, middle, strict=True)]
-    apart = {label: _values(records, COMPOSITION, label, "difference") for label in SHARED.values()}
-    apart = {label: max(found) for label, found in apart.items() if found}
+    apart = {label: max(last(of, "difference")) for label, of in rows.get(COMPOSITION, {}).items()}
     return {
         VIT: Verdict(
             "holds" if worse and recovered else "does not hold",
@@ -100,13 +97,13 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
             f"{show('accuracy', controlled)} % with the controller, which may go back and forth.",
         ),
         TELLS: Verdict(
-            "holds" if all(every) else "holds with conditions" if any(every) else "does not hold",
+            answer(every),
             "Rank correlation of ρ and bias within a run, by seed: "
             + "; ".join(f"{label} {', '.join(f'{value:.2f}' for value in values)}" for label, values in tied.items())
             + ".",
         ),
         STIFF: Verdict(
-            "holds" if all(more) else "holds with conditions" if any(more) else "does not hold",
+            answer(more),
             f"Lipschitz estimates become {mean(ends):.2f} times as large in the two first and two last layers and "
             f"{mean(middle):.2f} times in the others; more at the ends with {sum(more)} of {len(more)} seeds.",
         ),
@@ -116,10 +113,6 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
             f"change: {', '.join(f'{label} {value:.1e}' for label, value in apart.items())}.",
         ),
     }
-
-
-def _values(records: list[dict[str, Any]], group: str, label: str, key: str) -> list[float]:
-    return [measured(r, key)[-1] for r in records if (r["group"], r["label"]) == (group, label)]
 
 
 def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:

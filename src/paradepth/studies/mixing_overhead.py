@@ -6,10 +6,12 @@ width. Here 12 sizes × 3 repetitions, each a few seconds besides the start of i
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from paradepth.studies.claim import DUAT, Claim, Verdict
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, compare
 from paradepth.studies.study import Cell, Size, Study, Sweep
 
 GROUP = "one layer"
@@ -33,12 +35,8 @@ _GRID: dict[Size, dict[str, Any]] = {
 
 def ratios(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """For each row and measure the ratios of attention to static mixing of equal parameters, over the repetitions."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        row = found.setdefault(record["label"], {name: [] for name in MEASURES})
-        for name in MEASURES:
-            row[name].append(record["measures"][name])
-    return found
+    rows = by_row(records)[GROUP]
+    return {label: {name: last(of, name) for name in MEASURES} for label, of in rows.items()}
 
 
 def costs(values: list[float]) -> bool:
@@ -47,8 +45,7 @@ def costs(values: list[float]) -> bool:
     >>> costs([1.2, 1.3, 1.25]), costs([1.0, 1.2, 0.9]), costs([0.5, 0.5])
     (True, False, False)
     """
-    error = 2 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return mean(values) > 1 + error
+    return compare(values, [1.0] * len(values), lower=True) == Compared.WORSE
 
 
 def findings(records: list[dict[str, Any]]) -> list[str]:

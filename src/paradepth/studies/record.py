@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
     """
     if cell.command == "measure":
         return _read_measured(cell, run)
-    events = _events(run / "metrics.jsonl")
+    events = read_events(run / "metrics.jsonl")
     evaluation = _read_json(run / "evaluation.json")
-    environment = _read_json(run / "environment.json")
+    environment = _environment(run)
     _read_json(run / "config.json")  # not copied, but a run without it is not a finished run
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for event in events:
@@ -81,20 +82,20 @@ def read_run(cell: Cell, run: Path) -> dict[str, Any]:
             "curve": [[event["layer_evals"], event["accuracy"][-1]] for event in validations],
             "loss_curve": [[event["layer_evals"], event["loss"][-1]] for event in validations],
             "stages": by_kind.get("stage", []),
-            "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
+            "environment": environment,
         }
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{run}: metrics.jsonl or evaluation.json lacks {error}") from error
 
 
 def _read_measured(cell: Cell, run: Path) -> dict[str, Any]:
-    found, environment = _read_json(run / MEASURED), _read_json(run / "environment.json")
+    found, environment = _read_json(run / MEASURED), _environment(run)
     if not isinstance(found.get("measures"), dict) or "seconds" not in found:
         raise ValueError(f"{run / MEASURED} has no measures: {found.get('diverged', 'it is damaged')}")
     return {
         **definition(cell),
         **{key: found[key] for key in (*SPENT, "seconds", "measures") if key in found},
-        "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
+        "environment": environment,
     }
 
 
@@ -112,16 +113,16 @@ def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
     """
     try:
         if cell.command == "measure":
-            found, environment = _read_json(run / MEASURED), _read_json(run / "environment.json")
+            found, environment = _read_json(run / MEASURED), _environment(run)
             if "diverged" not in found:
                 return None
             return {
                 **definition(cell),
                 "seconds": found["seconds"],
                 "diverged": found["diverged"],
-                "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
+                "environment": environment,
             }
-        events, environment = _events(run / "metrics.jsonl"), _read_json(run / "environment.json")
+        events, environment = read_events(run / "metrics.jsonl"), _environment(run)
         if not events or events[-1]["event"] != "diverged":
             return None
         start = next(event for event in events if event["event"] == "start")
@@ -131,10 +132,16 @@ def read_diverged(cell: Cell, run: Path) -> dict[str, Any] | None:
             "layers": start["layers"],
             **{key: events[-1][key] for key in ("layer_evals", "flops", "seconds")},
             "diverged": events[-1]["step"],
-            "environment": {key: environment[key] for key in ENVIRONMENT if key in environment},
+            "environment": environment,
         }
     except (KeyError, StopIteration, ValueError):
         return None
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    """What a record keeps of a run's environment."""
+    found = _read_json(run / "environment.json")
+    return {key: found[key] for key in ENVIRONMENT if key in found}
 
 
 def _is_measure(value: object, prefixes: int) -> bool:
@@ -160,6 +167,27 @@ def measured(record: dict[str, Any], key: str) -> list[float]:
     if key not in found:
         raise ValueError(f"the record of {record['name']} has no {key!r}; measured are {', '.join(found)}")
     return found[key] if isinstance(found[key], list) else [found[key]]
+
+
+def last(records: Iterable[dict[str, Any]], key: str) -> list[float]:
+    """A measure of several records: of each the value of the full model, or of a measurement the one that it gave.
+
+    >>> last([{"accuracy": [0.5, 0.6]}, {"accuracy": [0.4, 0.7]}], "accuracy")
+    [0.6, 0.7]
+    """
+    return [measured(record, key)[-1] for record in records]
+
+
+def by_row(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The records of each group by label, one for each seed; groups and labels in the order in which they are met.
+
+    >>> by_row([{"group": "images", "label": "serial"}])
+    {'images': {'serial': [{'group': 'images', 'label': 'serial'}]}}
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for record in records:
+        found.setdefault(record["group"], {}).setdefault(record["label"], []).append(record)
+    return found
 
 
 def definition(cell: Cell) -> dict[str, Any]:
@@ -202,8 +230,12 @@ def read_record(cell: Cell, out: Path, *, may_diverge: bool = False) -> tuple[di
     return {**record, **definition(cell)}, ""
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    """The events of a run as if it had never been interrupted."""
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a run's `metrics.jsonl` as if it had never been interrupted.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is damaged.
+    """
     events: list[dict[str, Any]] = []
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         try:

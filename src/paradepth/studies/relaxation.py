@@ -17,7 +17,7 @@ from typing import Any
 from paradepth.nn.static_mixing import equal_shape
 from paradepth.studies.claim import DUAT, PARAFORMER, Claim, Verdict
 from paradepth.studies.record import measured
-from paradepth.studies.rules import doubt, show
+from paradepth.studies.rules import answer, doubt, show
 from paradepth.studies.study import Cell, Curve, Size, Study
 
 ATTENTION, STATIC = "attention", "static mixing"
@@ -93,13 +93,7 @@ _HERE: dict[str, _Group] = {
     "sorting, 16 letters": _sequences("sorting", 16, 32, "2e5 layer_evals"),
 }
 _SMOKE: dict[str, _Group] = {
-    "recall, 2 pairs": (
-        "recall",
-        {**_SEQUENCES, "branches": 2, "depth": 1, "data": "recall", "length": 2, "batch_size": 16, "budget": "20 steps"}
-        | {"validations": 1},
-        8,
-        False,
-    )
+    "recall, 2 pairs": _sequences("recall", 2, 8, "20 steps", branches=2, depth=1, batch_size=16, validations=1)
 }
 _TINY: dict[str, Any] = {"width": 192, "heads": 3, "branches": 4, "depth": 6, "budget": "100 epochs"}
 _PAPER: dict[str, _Group] = {
@@ -180,10 +174,9 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
 def _verdict(kept: dict[str, bool], figures: dict[str, str], what: str, more: str) -> Verdict:
     if not kept:
         return Verdict("could not be tested here", f"Attention learns none of the tasks.{more}")
-    answer = "holds" if all(kept.values()) else "holds with conditions" if any(kept.values()) else "does not hold"
     parts = {word: [figures[n] for n, is_kept in kept.items() if is_kept == flag] for word, flag in _KEPT.items()}
     shown = "; ".join(f"{word}: {', '.join(some)}" for word, some in parts.items() if some)
-    return Verdict(answer, f"{what}: {shown}.{more}")  # pyright: ignore[reportArgumentType]
+    return Verdict(answer(kept.values()), f"{what}: {shown}.{more}")
 
 
 _KEPT = {"kept": True, "lost": False}
@@ -254,7 +247,7 @@ def study(size: Size = "here") -> Study:
             for mixing, more in rows.items():
                 label = f"{shape}, {mixing}" if shape else mixing
                 given = {key: value for key, value in {**chosen, **more}.items() if value is not None}
-                name = _name(recipe, shape)
+                name = recipe.replace("paraformer", "vit") if shape == SERIAL else recipe
                 for seed in range(1 if size == "smoke" else 3):
                     cell = Cell(f"{slug}-{mixing.split()[0]}-{seed}", group, label, name, given, seed)
                     cells.append(cell)
@@ -295,15 +288,6 @@ def study(size: Size = "here") -> Study:
 
 
 _TEXTS = ("shakespeare_gpt", "gpt2_openwebtext")
-_SERIAL_RECIPES = {
-    "fashion_paraformer": "fashion_vit",
-    "cifar10_paraformer": "cifar10_vit",
-    "cifar100_paraformer": "cifar100_vit",
-}
-
-
-def _name(recipe: str, shape: str) -> str:
-    return _SERIAL_RECIPES.get(recipe, recipe) if shape == SERIAL else recipe
 
 
 def _serial(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import inf
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from paradepth.studies.claim import PARAFORMER, Claim, Verdict
-from paradepth.studies.rules import Compared, compare
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, answer, compare, show
 from paradepth.studies.study import Cell, Size, Study
 
 OVER_VIT, JOINT_WORSE, FASTER = "accuracy-over-vit", "joint-is-worse-than-serial", "convergence-speed"
@@ -94,19 +95,6 @@ PAPER_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 Records = list[dict[str, Any]]
 
 
-def _percent(values: list[float]) -> str:
-    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{spread}"
-
-
-def _rows(records: Records, group: str) -> dict[str, Records]:
-    rows: dict[str, Records] = {}
-    for record in records:
-        if record["group"] == group:
-            rows.setdefault(record["label"], []).append(record)
-    return rows
-
-
 def _serial(rows: dict[str, Records]) -> list[str]:
     """Labels of the serial stacks, the deepest first."""
     return sorted((label for label in rows if label.startswith("serial")), key=lambda label: -rows[label][0]["layers"])
@@ -115,15 +103,14 @@ def _serial(rows: dict[str, Records]) -> list[str]:
 def findings(records: Records) -> list[str]:
     """What wins in each group, against the deepest serial stack, and where accuracy rises with every prefix."""
     texts = []
-    for group in dict.fromkeys(record["group"] for record in records):
-        rows = _rows(records, group)
-        final = {label: [record["accuracy"][-1] for record in seeds] for label, seeds in rows.items()}
+    for group, rows in by_row(records).items():
+        final = {label: last(seeds, "accuracy") for label, seeds in rows.items()}
         order = sorted(final, key=lambda label: -mean(final[label]))
         deep = _serial(rows)[0]
         where = f"{group.capitalize()} budget" if group in BUDGETS else group
         texts.append(
             f"{where}, test accuracy of the full model in %: "
-            + "; ".join(f"{label} {_percent(final[label])}" for label in order)
+            + "; ".join(f"{label} {show('accuracy', final[label])}" for label in order)
             + f". {order[0]} wins; against the serial stack of depth {rows[deep][0]['layers']} it gains "
             + f"{100 * (mean(final[order[0]]) - mean(final[deep])):.2f} points."
         )
@@ -145,7 +132,7 @@ def verdicts(records: Records) -> dict[str, Verdict]:
     """A ParaFormer must beat the serial stack of equal depth in every group; that a shallow one beats both is a
     condition. Joint training must be worse in every group. Convergence is the part of the compute after which the
     validation accuracy is what the serial stack ends with; that a shallow one is there sooner is a condition."""
-    groups = {group: _rows(records, group) for group in dict.fromkeys(r["group"] for r in records)}
+    groups = by_row(records)
     return {
         OVER_VIT: _over_vit(groups),
         JOINT_WORSE: _joint_worse(groups),
@@ -154,7 +141,11 @@ def verdicts(records: Records) -> dict[str, Verdict]:
 
 
 def _final(rows: dict[str, Records], label: str) -> list[float]:
-    return [record["accuracy"][-1] for record in rows[label]]
+    return last(rows[label], "accuracy")
+
+
+def _shown(rows: dict[str, Records], label: str) -> str:
+    return f"{label} {show('accuracy', _final(rows, label))} %"
 
 
 def _best(rows: dict[str, Records]) -> str:
@@ -170,10 +161,7 @@ def _over_vit(groups: dict[str, dict[str, Records]]) -> Verdict:
         result = compare(_final(rows, best), _final(rows, deep))
         results.append(result)
         shallow += [compare(_final(rows, best), _final(rows, other)) for other in others]
-        parts.append(
-            f"{group}: {best} {_percent(_final(rows, best))} %, {deep} {_percent(_final(rows, deep))} %"
-            + "".join(f", {other} {_percent(_final(rows, other))} %" for other in others)
-        )
+        parts.append(f"{group}: {', '.join(_shown(rows, label) for label in (best, deep, *others))}")
     figure = f"{'; '.join(parts)}."
     if any(result != Compared.BETTER for result in results):
         return Verdict("does not hold", figure)
@@ -187,14 +175,12 @@ def _over_vit(groups: dict[str, dict[str, Records]]) -> Verdict:
 
 
 def _joint_worse(groups: dict[str, dict[str, Records]]) -> Verdict:
-    results, parts = [], []
+    worse, parts = [], []
     for group, rows in groups.items():
         joint, deep = next(label for label in rows if label.endswith("joint")), _serial(rows)[0]
-        results.append(compare(_final(rows, joint), _final(rows, deep)))
-        parts.append(f"{group}: {joint} {_percent(_final(rows, joint))} %, {deep} {_percent(_final(rows, deep))} %")
-    worse = sum(result == Compared.WORSE for result in results)
-    verdict = "holds" if worse == len(results) else "holds with conditions" if worse else "does not hold"
-    return Verdict(verdict, f"{'; '.join(parts)}: worse in {worse} of {len(results)} groups.")
+        worse.append(compare(_final(rows, joint), _final(rows, deep)) == Compared.WORSE)
+        parts.append(f"{group}: {_shown(rows, joint)}, {_shown(rows, deep)}")
+    return Verdict(answer(worse), f"{'; '.join(parts)}: worse in {sum(worse)} of {len(worse)} groups.")
 
 
 def _faster(groups: dict[str, dict[str, Records]]) -> Verdict:

@@ -19,11 +19,11 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from paradepth.studies.claim import DUAT, Answer, Claim, Verdict
+from paradepth.studies.claim import DUAT, Claim, Verdict
 from paradepth.studies.gated import IMAGES, SHAPE, TEXT
-from paradepth.studies.record import measured
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import answer, doubt, one_seed, show
 from paradepth.studies.study import Cell, Size, Study
-from paradepth.studies.tasks import doubt, show
 
 NONE, SHARES = "none", ("branches", "depth", "attention", "mlp")
 WIDENED, TIMES = ", equal parameters", "time of a training step"
@@ -108,14 +108,14 @@ _Found = dict[str, dict[str, list[dict[str, Any]]]]  # group → label → recor
 
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """For each task accuracy and parameters of every way to share; then times."""
-    found, texts = _found(records), []
+    found, texts = by_row(records), []
     for group, rows in found.items():
         if group == TIMES:
             shown = (f"{row}: {_times(of)}" for row, of in rows.items())
             texts.append(f"A training step on one process, {'; '.join(shown)}.")
             continue
         shown = (
-            f"{row} {show('accuracy', _last(of, 'accuracy'))} ({mean(r['parameters'] for r in of):,.0f})"
+            f"{row} {show('accuracy', last(of, 'accuracy'))} ({mean(r['parameters'] for r in of):,.0f})"
             for row, of in rows.items()
         )
         texts.append(f"{group}, test accuracy in % (parameters): {'; '.join(shown)}.")
@@ -124,10 +124,9 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
 
 def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """By differences of means, against two standard errors."""
-    found = _found(records)
+    found = by_row(records)
     if any(len(of) < 2 for rows in found.values() for of in rows.values()):
-        reason = Verdict("could not be tested here", "A single seed tells no difference from chance.")
-        return {ABLATION: reason, EFFICIENCY: reason}
+        return one_seed(CLAIMS)
     return {ABLATION: _ablation(found), EFFICIENCY: _efficiency(found)}
 
 
@@ -138,16 +137,17 @@ def _ablation(found: _Found) -> Verdict:
     for group in [group for group in found if group.endswith(WIDENED)]:
         task = group.removesuffix(WIDENED)
         for row, of in found[group].items():
-            ours, theirs = _last(of, "accuracy"), _last(found[task][NAMES[NONE]], "accuracy")
-            same = _last(found[task][row], "accuracy")
+            ours, theirs = last(of, "accuracy"), last(found[task][NAMES[NONE]], "accuracy")
+            same = last(found[task][row], "accuracy")
             gain = mean(ours) - mean(theirs)
             costs.append(-gain > doubt(ours, theirs))
             shown.append(
                 f"{row} {100 * gain:+.2f} points (doubt {100 * doubt(ours, theirs):.2f}; at equal width "
                 f"{100 * (mean(same) - mean(theirs)):+.2f})"
             )
-    answer: Answer = "holds" if all(costs) else "holds with conditions" if any(costs) else "does not hold"
-    return Verdict(answer, f"At equal parameters and layer evaluations, against nothing shared: {'; '.join(shown)}.")
+    return Verdict(
+        answer(costs), f"At equal parameters and layer evaluations, against nothing shared: {'; '.join(shown)}."
+    )
 
 
 def _efficiency(found: _Found) -> Verdict:
@@ -155,34 +155,22 @@ def _efficiency(found: _Found) -> Verdict:
     changes where it differs by a tenth and by more than the doubt. Holds where that is so for all, with conditions
     where for some."""
     rows = found[TIMES]
-    changed, base = [], _last(rows[NAMES[NONE]], "batched_speedup")
+    changed, base = [], last(rows[NAMES[NONE]], "batched_speedup")
     for row, of in rows.items():
         if row != NAMES[NONE]:
-            ours = _last(of, "batched_speedup")
+            ours = last(of, "batched_speedup")
             gap = abs(mean(ours) - mean(base))
             changed.append(gap > CHANGE * mean(base) and gap > doubt(ours, base))
-    answer: Answer = "holds" if all(changed) else "holds with conditions" if any(changed) else "does not hold"
-    return Verdict(answer, f"{'; '.join(f'{row}: {_times(of)}' for row, of in rows.items())}.")
+    return Verdict(answer(changed), f"{'; '.join(f'{row}: {_times(of)}' for row, of in rows.items())}.")
 
 
 def _times(of: list[dict[str, Any]]) -> str:
-    loop, batched = (mean(_last(of, f"{way}_speedup")) for way in ("loop", "batched"))
-    chain, serial = (mean(_last(of, key)) for key in ("chain", "serial_chain"))
+    loop, batched = (mean(last(of, f"{way}_speedup")) for way in ("loop", "batched"))
+    chain, serial = (mean(last(of, key)) for key in ("chain", "serial_chain"))
     return (
         f"{loop:.2f} times as fast as the serial stack one by one and {batched:.2f} batched, {chain:.0f} layer "
         f"evaluations in a row against {serial:.0f}"
     )
-
-
-def _found(records: list[dict[str, Any]]) -> _Found:
-    found: _Found = {}
-    for record in records:
-        found.setdefault(record["group"], {}).setdefault(record["label"], []).append(record)
-    return found
-
-
-def _last(records: list[dict[str, Any]], key: str) -> list[float]:
-    return [measured(record, key)[-1] for record in records]
 
 
 def study(size: Size = "here", *, seeds: tuple[int, ...] | None = None) -> Study:

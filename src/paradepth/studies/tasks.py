@@ -28,8 +28,6 @@ from paradepth.studies._tasks_said import (
     findings,
     verdicts,
 )
-from paradepth.studies.rules import doubt as doubt
-from paradepth.studies.rules import show as show
 from paradepth.studies.study import Cell, Size, Study
 
 # Whatever a recipe may come to choose otherwise.

@@ -17,8 +17,8 @@ from typing import Any
 
 from paradepth.studies import schedules
 from paradepth.studies.claim import DUAT, Claim, Verdict
-from paradepth.studies.record import measured
-from paradepth.studies.rules import Compared, compare, doubt, show
+from paradepth.studies.record import by_row, last
+from paradepth.studies.rules import Compared, answer, compare, show
 from paradepth.studies.study import Cell, Size, Study
 
 HELPS, BETTER, SCALING = "fine-tuning-transfer", "branches-transfer-better", "scaling-over-data"
@@ -98,9 +98,8 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
         results = [compare(*both) for both in rows.values()]
         shown = ", ".join(f"{group} {100 * (mean(a) - mean(b)):+.2f}" for group, (a, b) in rows.items())
         better, worse = (results.count(result) for result in (Compared.BETTER, Compared.WORSE))
-        verdict = "holds" if better == len(groups) else "holds with conditions" if better else "does not hold"
         figure = f"{what}, points of accuracy: {shown}. Better in {better}, worse in {worse} of {len(groups)} groups."
-        said[name] = Verdict(verdict, figure)
+        said[name] = Verdict(answer([result == Compared.BETTER for result in results]), figure)
     return said
 
 
@@ -108,10 +107,9 @@ _Found = dict[tuple[str, str], list[float]]
 
 
 def _found(records: list[dict[str, Any]]) -> _Found:
-    found: _Found = {}
-    for record in records:
-        found.setdefault((record["group"], record["label"]), []).append(measured(record, "accuracy")[-1])
-    return found
+    return {
+        (group, label): last(of, "accuracy") for group, rows in by_row(records).items() for label, of in rows.items()
+    }
 
 
 def _tuned_groups(found: _Found) -> list[str]:
@@ -149,8 +147,7 @@ def _long(group: str, found: _Found) -> str:
 
 
 def _verdict(ours: list[float], theirs: list[float], more: str, less: str, same: str) -> str:
-    gain = mean(ours) - mean(theirs)
-    return same if abs(gain) <= doubt(ours, theirs) else more if gain > 0 else less
+    return {Compared.BETTER: more, Compared.WORSE: less, Compared.SAME: same}[compare(ours, theirs)]
 
 
 def _group(name: str, fraction: str) -> str:

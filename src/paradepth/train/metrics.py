@@ -81,21 +81,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         return None
     return value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The events of a `metrics.jsonl`; a last line that was cut off by a crash is left out.
-
-    Raises:
-        ValueError: no such file, or a damaged line that is not the last.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; a run directory has a metrics.jsonl")
-    events, lines = [], path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-    return events

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from paradepth.studies import STUDIES, get_study
 from paradepth.studies.claim import SOURCES, Answer, Claim, Verdict
@@ -110,12 +111,6 @@ def rows(root: Path) -> list[Row]:
 def page(root: Path) -> str:
     """`docs/claims.md`, from the figures that lie in the repository."""
     found = rows(root)
-    answers: tuple[Answer, ...] = (
-        "holds",
-        "holds with conditions",
-        "does not hold",
-        "could not be tested here",
-    )
     lines = [
         "# Claims",
         "",
@@ -129,7 +124,7 @@ def page(root: Path) -> str:
         "| | claims | open questions |",
         "|---|---|---|",
     ]
-    for answer in (*answers, None):
+    for answer in (*get_args(Answer), None):
         counts = [
             sum(1 for row in found if row.claim.kind == kind and (row.verdict and row.verdict.verdict) == answer)
             for kind in ("claim", "question")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from paradepth.studies.claim import DUAT, PARAFORMER, Claim, Verdict
 from paradepth.studies.claims.source import BenchmarkClaim
+from paradepth.studies.rules import answer
 
 FASTER, DEVIATION = 3.30, 0.86  # the paper's speed over FairScale
 TOLERATED = 0.005  # loss of test accuracy that counts as minimal
@@ -44,7 +44,7 @@ def faster_than_fairscale(devices: dict[str, Any]) -> Verdict:
     reached = [speed >= FASTER - DEVIATION for speed in speeds.values()]
     shown = ", ".join(f"{case} {speed:.2f}" for case, speed in speeds.items())
     return Verdict(
-        _answer(reached),
+        answer(reached),
         f"Speed over the best pipeline of FairScale and torchgpipe: {shown}; on {_processes(devices)}. The number of "
         "GPUs and the batch of the paper's figure are not stated.",
     )
@@ -61,8 +61,8 @@ def devices_for_branches(devices: dict[str, Any]) -> Verdict:
         f"{best['network']} takes {_milliseconds(best):.1f} ms for an image and the serial network of as many layers "
         f"{_milliseconds(alone):.1f}: {speed:.2f} times as fast, of at most {allowed} on {_processes(devices)}."
     )
-    answer = "holds" if speed >= 0.9 * allowed else "holds with conditions" if speed > 1.1 else "does not hold"
-    return Verdict(answer, figure)
+    told = "holds" if speed >= 0.9 * allowed else "holds with conditions" if speed > 1.1 else "does not hold"
+    return Verdict(told, figure)
 
 
 def constant_latency(devices: dict[str, Any]) -> Verdict:
@@ -91,7 +91,7 @@ def depth_on_equal_devices(devices: dict[str, Any]) -> Verdict:
         speeds[case] = (_milliseconds(peer) / _milliseconds(_fastest(rows, OURS)), peer["family"])
     shown = ", ".join(f"{case} {speed:.2f} ({family})" for case, (speed, family) in speeds.items())
     return Verdict(
-        _answer([speed > 1 for speed, _ in speeds.values()]),
+        answer([speed > 1 for speed, _ in speeds.values()]),
         f"Speed of shared branches over the best of one device, pipelines, tensor and data parallelism: {shown}.",
     )
 
@@ -108,7 +108,7 @@ def fused_branches(latency: dict[str, Any]) -> Verdict:
     won = [best["batched"] > 1.1 and best["batched"] > 1.1 * best["loop"] for best in settings.values()]
     shown = "; ".join(f"{name}: {best['batched']:.2f} ({best['loop']:.2f})" for name, best in settings.items())
     return Verdict(
-        _answer(won),
+        answer(won),
         f"Best speed of stacked branches (and of branches one after another) over the best serial network: {shown}. On "
         f"{latency['environment']['device']}.",
     )
@@ -172,16 +172,12 @@ def quantisation_and_pruning(compression: dict[str, Any]) -> Verdict:
     int8 = _smallest([p for p in quantised if "int8" in p["plan"]] or [prefix], "bytes")
     pruned = [p for p in pruned if p["bytes"] < int8["bytes"]]
     best = [_described(full, _smallest(found, "bytes"), "bytes") for found in (quantised, pruned) if found]
-    answer = "holds" if len(best) == 2 else "holds with conditions" if best else "does not hold"
-    return Verdict(answer, f"Branches alone, {_described(full, prefix, 'bytes')}; on top of that {'; '.join(best)}.")
+    figure = f"Branches alone, {_described(full, prefix, 'bytes')}; on top of that {'; '.join(best)}."
+    return Verdict(answer([bool(quantised), bool(pruned)]), figure)
 
 
 def _is_pruned(point: dict[str, Any]) -> bool:
     return any(part.startswith(("heads", "neurons", "magnitude")) for part in point["plan"].split("+"))
-
-
-def _answer(held: Sequence[bool]) -> Any:
-    return "holds" if all(held) else "holds with conditions" if any(held) else "does not hold"
 
 
 def _processes(devices: dict[str, Any]) -> str:

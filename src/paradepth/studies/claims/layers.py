@@ -8,6 +8,7 @@ from typing import Any
 
 from paradepth.studies.claim import LAYER_PARALLEL, Claim, Verdict
 from paradepth.studies.claims.source import BenchmarkClaim
+from paradepth.studies.rules import answer
 
 GOOD = 0.99  # cosine to the exact gradient from which it counts as right
 DEVICES = 8  # of the paper's figures
@@ -58,9 +59,8 @@ def buffer_layers(without: dict[str, Any], buffered: dict[str, Any]) -> Verdict:
         pairs[h] = (before, after)
     held = [pairs["1/N"][1] >= GOOD > pairs["1/N"][0], pairs["1"][1] > pairs["1"][0]]
     shown = "; ".join(f"h = {h}: {before:.2f} without, {after:.2f} with" for h, (before, after) in pairs.items())
-    answer = "holds" if all(held) else "holds with conditions" if any(held) else "does not hold"
     return Verdict(
-        answer,
+        answer(held),
         "Cosine to the exact gradient of one iteration each way, untrained, small embeddings, two buffers at each "
         f"end: {shown}. One seed.",
     )
@@ -129,9 +129,9 @@ def memory(found: dict[str, Any]) -> Verdict:
     peaks = {row["variant"]: row["peak_megabytes"] for row in found["results"]}
     ours = min(peak for name, peak in peaks.items() if name.startswith("MGRIT"))
     shared, alone = peaks["serial on 2 processes"], peaks["serial"]
-    answer = "holds" if ours < shared else "holds with conditions" if ours < alone else "does not hold"
+    told = "holds" if ours < shared else "holds with conditions" if ours < alone else "does not hold"
     shown = ", ".join(f"{name} {peak / alone:.2f}" for name, peak in peaks.items())
-    return Verdict(answer, f"Peak of a training step a process, of that of serial training on one: {shown}.")
+    return Verdict(told, f"Peak of a training step a process, of that of serial training on one: {shown}.")
 
 
 LAYER_CLAIMS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 from paradepth.compress import Distil, Tune, Workbench
@@ -11,6 +10,7 @@ from paradepth.compress.output import tuning_cost
 from paradepth.depth import AsBranches, Stack
 from paradepth.depth.as_branches import Groups
 from paradepth.models import TrunkModel
+from paradepth.studies.record import read_events
 
 Figures = dict[str, float | list[float]]
 
@@ -104,8 +104,7 @@ def _steps(run: Path) -> int:
     Raises:
         ValueError: it is not finished.
     """
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    ends = [event for event in events if event["event"] == "end"]
+    ends = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "end"]
     if not ends:
         raise ValueError(f"{run} is not finished: its log has no end")
     return int(ends[-1]["step"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import correlation, mean
 from typing import Any
+
+from paradepth.studies.record import read_events
 
 ENDS = 2  # layers at each end that count as an end
 
@@ -27,7 +28,7 @@ def measure(*, seed: int, data_dir: Path | None, run_dir: Path, source: Path | N
     """
     if source is None:
         raise ValueError("probes are read from a run; the cell has to start from one")
-    events = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
+    events = read_events(source / "metrics.jsonl")
     probes = [event for event in events if event["event"] == "probe" and _rhos(event)]
     estimates = [event["estimates"] for event in events if event["event"] == "lipschitz"]
     if len(probes) < 2 or len(estimates) < 2:
