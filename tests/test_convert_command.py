@@ -119,7 +119,7 @@ def test_the_command_refuses_in_words(
 
 def test_no_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path), "--branches", "2"]) == 2
-    assert "no finished run" in capsys.readouterr().err
+    assert "is not a run directory: it has no config.json" in capsys.readouterr().err
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("kept")
     assert main(["convert", str(run), "--branches", "2", "--out", str(tmp_path / "new")]) == 2

@@ -15,7 +15,7 @@ from paradepth.compress.output import tuning_cost, write_run
 from paradepth.compress.step import Plan, check_plan, plan_text
 from paradepth.compress.to_branches import ToBranches, ToInterleavedBranches
 from paradepth.compress.tune import Distil, Tune
-from paradepth.compress.workbench import Workbench
+from paradepth.compress.workbench import Workbench, check_run
 from paradepth.depth.as_branches import Groups
 from paradepth.models import TrunkModel
 from paradepth.train.folder import derived_folder
@@ -69,8 +69,7 @@ def convert_run(
             raise ValueError(f"{name} is {value}; it is a number of updates, at least 0")
     if learning_rate is not None and tune + distil == 0:
         raise ValueError(f"learning_rate is {learning_rate}, and nothing is trained; give tune or distil")
-    if not (run / "model.safetensors").is_file():
-        raise ValueError(f"{run} is no finished run: it has no model.safetensors")
+    check_run(run)
     target = derived_folder(run, out, suffix=SUFFIX, overwrite=overwrite)
     plan = conversion_plan(branches, groups=groups, tune=tune, distil=distil)
     bench = Workbench.of_run(run, data_dir=data_dir, device=device, learning_rate=learning_rate)
@@ -98,11 +97,12 @@ def _convert(run: Path, out: Path, plan: Plan, bench: Workbench, say: Callable[[
     begun = time.perf_counter()
     model: TrunkModel = bench.teacher
     tested = [bench.test(model)]
-    say(f"serial: {_described(tested[0])}")
-    for step in plan:
+    say(f"before: {_described(tested[0])}")
+    for step in plan[:-1]:
         model = step.apply(model, bench)
         tested.append(bench.test(model))
         say(f"{step}: {_described(tested[-1])}")
+    model = plan[-1].apply(model, bench)
     seconds = time.perf_counter() - begun
     key = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     points = {"full": _point(bench.teacher, "full", bench), "chosen": _point(model, plan_text(plan), bench)}
@@ -111,6 +111,8 @@ def _convert(run: Path, out: Path, plan: Plan, bench: Workbench, say: Callable[[
     with tempfile.TemporaryDirectory() as folder:
         saved = model.save_pretrained(folder)
         write_run(out, model, plan, bench, saved=saved, origin=origin, seconds=seconds)
+    tested.append(points["chosen"]["test"])
+    say(f"{plan[-1]}: {_described(tested[-1])}")
     cost = tuning_cost(plan, bench)
     return {
         "run": str(out),

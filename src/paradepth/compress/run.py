@@ -18,7 +18,7 @@ from paradepth.compress.frontier import FOLDER, FULL, Frontier, Record, leading,
 from paradepth.compress.output import write_run
 from paradepth.compress.plans import QUICK_STEPS, TUNE_STEPS, default_plans
 from paradepth.compress.step import Plan, check_plan, parse_plan, plan_text
-from paradepth.compress.workbench import Workbench
+from paradepth.compress.workbench import Workbench, check_run
 from paradepth.export.latency import warning
 from paradepth.train import Interrupted
 from paradepth.train.folder import check_writable, derived_folder
@@ -79,7 +79,7 @@ def compress_run(
         Interrupted: SIGTERM or SIGINT; what was computed is kept.
     """
     run = Path(run_dir)
-    _check_run(run)
+    check_run(run)
     limits = _limits(run, max_size, max_latency, max_loss_of_accuracy)
     if limits.latency is not None and not latency:
         raise ValueError(
@@ -254,22 +254,6 @@ def _evaluation(run: Path) -> dict[str, Any] | None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
-
-
-def _check_run(run: Path) -> None:
-    path = run / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{run} is not a run directory: it has no config.json")
-    if not (run / "model.safetensors").is_file():
-        raise ValueError(f"{run} is not finished: it has no model.safetensors; paradepth resume {run} goes on with it")
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if isinstance(described, dict) and described.get("quantisation"):
-        raise ValueError(
-            f"{run} is quantised, and integers are not shrunk again; compress the run that it was made from"
-        )
 
 
 def _limits(run: Path, size: str | int | None, latency: float | None, accuracy_loss: float | None) -> Limits:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -254,6 +255,25 @@ class Workbench:
             return entropy
         w = self.teacher_weight
         return (1 - w) * entropy + w * divergence(logits_MN, wanted.flatten(0, -2), targets_M, self.temperature)
+
+
+def check_run(run: Path) -> None:
+    """Refuses what no bench can be made of, before anything is loaded.
+
+    Raises:
+        ValueError: not a run directory, not a finished run, a damaged or a quantised one.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run directory: it has no config.json")
+    if not (run / "model.safetensors").is_file():
+        raise ValueError(f"{run} is not finished: it has no model.safetensors; paradepth resume {run} goes on with it")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if isinstance(described, dict) and described.get("quantisation"):
+        raise ValueError(f"{run} is quantised, and integers are not changed again; take the run that it was made from")
 
 
 def divergence(logits_MN: Tensor, wanted_MN: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
