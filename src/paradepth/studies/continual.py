@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 }
 NOTES = {
     name: f"{options['budget'].split()[0]} layer evaluations a task; memories keep {memory} samples. Accuracy is the "
-    "mean over all tasks at the end."
+    "mean over all tasks at the end. Joint training draws evenly from all samples so far: of a small task it sees few."
     for name, (_, _, memory, options) in GROUPS.items()
 }
 
