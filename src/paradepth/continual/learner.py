@@ -26,7 +26,6 @@ from paradepth.models import ImageClassifier
 from paradepth.models.classes import with_classes
 from paradepth.train.accounting import Cost
 from paradepth.train.budget import Budget
-from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Config
 from paradepth.train.evaluate import evaluate
 from paradepth.train.learning import check_parts
@@ -218,8 +217,8 @@ class Learner:
         parts = list(model.parts())
         check_parts(o, parts, classes=model.config.num_classes)
         schedule = build_schedule("joint", parts, Annealing(warmup=o.warmup, decay=o.decay), {})
-        store = CheckpointStore("unused")
-        return _TaskTrainer(model, task, schedule, task.config, world=self.world, autocast=self.autocast, store=store)
+        # A sequence goes on at the ends of tasks, so nothing is kept within one.
+        return Trainer(model, task, schedule, task.config, world=self.world, autocast=self.autocast, store=None)
 
     # ---- measuring ---------------------------------------------------------------------------------------------
 
@@ -345,13 +344,6 @@ class Learner:
         self.matrix, self.tasks = state["matrix"], state["tasks"]
         self.model = self._new(self._shape(self.done - 1)).to(self.world.device)
         self.model.load_state_dict({name.removeprefix("model/"): value for name, value in tensors.items()})
-
-
-class _TaskTrainer(Trainer):
-    """Keeps no state within a task: a sequence goes on at the ends of tasks."""
-
-    def save(self, log: MetricsLog | SilentLog) -> None:
-        """Writes nothing."""
 
 
 class _TaskLog(SilentLog):

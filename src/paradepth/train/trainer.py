@@ -60,7 +60,7 @@ class Trainer:
         config: all options.
         world: the processes.
         autocast: dtype of autocast, or None.
-        store: where checkpoints go.
+        store: where checkpoints go; None keeps none.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
         *,
         world: World,
         autocast: torch.dtype | None,
-        store: CheckpointStore,
+        store: CheckpointStore | None,
     ) -> None:
         self.model, self.task, self.schedule, self.config = model, task, schedule, config
         self.world, self.autocast, self.store = world, autocast, store
@@ -111,7 +111,9 @@ class Trainer:
         return self.average.model if self.average else self.model
 
     def save(self, log: MetricsLog | SilentLog) -> None:
-        """Writes a checkpoint; it is the same whatever number of processes shares the work."""
+        """Writes a checkpoint, where they are kept; it is the same whatever number of processes shares the work."""
+        if self.store is None:
+            return
         tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimiser/{k}": v for k, v in self.optimiser.state_tensors().items()}
         if self.average:
@@ -322,12 +324,15 @@ class Trainer:
 
     def _refuse_non_finite(self, log: MetricsLog | SilentLog, loss: float, norm: float, batch_index: int) -> None:
         self.optimiser.zero_grad()
-        if self.step not in self.store.steps():
-            self.save(log)
+        kept = "there is no checkpoint of it"
+        if self.store is not None:
+            kept = "the weights from before this update are saved"
+            if self.step not in self.store.steps():
+                self.save(log)
         log.write("diverged", step=self.step, **self._spent_fields(), loss=loss, gradient_norm=norm)
         raise NonFiniteLoss(
-            f"loss {loss}, gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; the weights "
-            "from before this update are saved. Try a lower learning_rate, a longer warmup, clip 1 or precision float32"
+            f"loss {loss}, gradient norm {norm} at step {self.step}, batch {batch_index} of the pass; {kept}. Try a "
+            "lower learning_rate, a longer warmup, clip 1 or precision float32"
         )
 
     # ---- measuring -----------------------------------------------------------------------------------------
