@@ -32,12 +32,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paradepth.branches.branches import stacks_of
 from paradepth.depth.as_branches import branch_layers
 from paradepth.models import TrunkConfig, TrunkModel
-from paradepth.nn import EncoderLayer, MultiHeadAttention
+from paradepth.nn import EncoderLayer, MultiHeadAttention, StaticMixing
 from paradepth.theory.parts import attention_weights
 
 How = Literal["least_squares", "mean"]
@@ -120,18 +120,21 @@ def relax(
         inputs = [model.embed(batch) for batch in batches]
         if not inputs:
             raise ValueError("there is no data to fit to")
-        matrices: dict[int, Tensor] = {}
+        relaxed = _without_matrices(model, chosen)
         errors: dict[int, float] = {}
-        for stack, numbers in zip(stacks_of(model.trunk), branch_layers(model.config.branch_depths), strict=True):
+        for stack, other, numbers in zip(
+            stacks_of(model.trunk), stacks_of(relaxed.trunk), branch_layers(model.config.branch_depths), strict=True
+        ):
             last = max((n for n in numbers if n in chosen), default=-1)
             both = [_Pair(x, x, sides[0] if sides else None) for x, sides in inputs]
-            for n, layer in zip(range(numbers[0], last + 1), stack.layers, strict=False):
-                layer, h = cast(EncoderLayer, layer), stack.step_of(n - numbers[0])
+            for n, layer, static in zip(range(numbers[0], last + 1), stack.layers, other.layers, strict=False):
+                layer, static = cast(EncoderLayer, layer), cast(EncoderLayer, static)
                 if n in chosen:
                     fit = _mean if how == "mean" else _least_squares
-                    matrices[n], errors[n] = fit(layer, both, ridge)
-                both = [pair.advanced(layer, h, matrices.get(n)) for pair in both]
-        return Relaxed(_with_matrices(model, matrices), errors)
+                    errors[n] = fit(layer, static, both, ridge)
+                h = stack.step_of(n - numbers[0])
+                both = [pair.advanced(layer, static, h, changed=n in chosen) for pair in both]
+        return Relaxed(relaxed, errors)
     finally:
         model.train(was_training)
 
@@ -178,17 +181,11 @@ class _Pair:
     y_BTD: Tensor
     mask: Tensor | None
 
-    def advanced(self, layer: EncoderLayer, h: float, m_HTS: Tensor | None) -> _Pair:
-        """Behind the layer, which is relaxed by `m_HTS` or left as it is."""
+    def advanced(self, layer: EncoderLayer, other: EncoderLayer, h: float, *, changed: bool) -> _Pair:
+        """Behind the layer and the relaxed model's, which may have been `changed`."""
         x_BTD = layer(self.x_BTD, self.mask, step=h)
-        if m_HTS is None:
-            same = self.y_BTD is self.x_BTD
-            return _Pair(x_BTD, x_BTD if same else layer(self.y_BTD, self.mask, step=h), self.mask)
-        attention, T = cast(MultiHeadAttention, layer.attention), self.y_BTD.shape[1]
-        a_BTHK = torch.einsum("hts,bshk->bthk", m_HTS[:, :T, :T], _values(layer, self.y_BTD, self.mask))
-        a_BTD = attention.out(a_BTHK.flatten(2))
-        f_BTD = a_BTD + layer.mlp(layer.mlp_norm(self.y_BTD + a_BTD))
-        return _Pair(x_BTD, self.y_BTD + h * f_BTD, self.mask)
+        same = self.y_BTD is self.x_BTD and not changed
+        return _Pair(x_BTD, x_BTD if same else other(self.y_BTD, self.mask, step=h), self.mask)
 
     @property
     def real_BT(self) -> Tensor:
@@ -204,25 +201,24 @@ class _Pair:
         return a_BTD if self.y_BTD is self.x_BTD else a_BTD + (self.x_BTD - self.y_BTD)
 
 
-def _maps(layer: EncoderLayer) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the value projection."""
-    qkv = cast(MultiHeadAttention, layer.attention).qkv
-    return qkv.weight.chunk(3)[2], None if qkv.bias is None else qkv.bias.chunk(3)[2]
-
-
-def _values(layer: EncoderLayer, y_BTD: Tensor, mask: Tensor | None) -> Tensor:
+def _values(static: EncoderLayer, pair: _Pair) -> Tensor:
     """Values of all heads, (B, S, H, K); zero in padding."""
-    attention = cast(MultiHeadAttention, layer.attention)
-    v_BSE = nn.functional.linear(layer.attention_norm(y_BTD), *_maps(layer))
-    v_BSHK = v_BSE.unflatten(2, (attention.heads, attention.head_width))
-    return v_BSHK if mask is None else v_BSHK * mask[:, 0, 0, :, None, None]
+    mixing = cast(StaticMixing, static.attention)
+    v_BSHK = mixing.value(static.attention_norm(pair.y_BTD)).unflatten(2, (mixing.heads, mixing.head_width))
+    return v_BSHK if pair.mask is None else v_BSHK * pair.mask[:, 0, 0, :, None, None]
+
+
+def _set(static: EncoderLayer, m_HTS: Tensor) -> None:
+    """Gives the layer its matrices; samples may all have been shorter than the model's longest."""
+    t = m_HTS.shape[1]
+    cast(StaticMixing, static.attention).mixing[:, :t, :t] = m_HTS
 
 
 # ---- fits --------------------------------------------------------------------------------------------------------
 
 
-def _least_squares(layer: EncoderLayer, pairs: Sequence[_Pair], ridge: float) -> tuple[Tensor, float]:
-    """The matrices (H, T, T) by the normal equations, added up in float64, and what they leave."""
+def _least_squares(layer: EncoderLayer, static: EncoderLayer, pairs: Sequence[_Pair], ridge: float) -> float:
+    """Sets the matrices by the normal equations, added up in float64; returns what they leave."""
     attention = cast(MultiHeadAttention, layer.attention)
     H, T = attention.heads, max(pair.x_BTD.shape[1] for pair in pairs)
     masked = any(pair.mask is not None for pair in pairs)
@@ -241,8 +237,7 @@ def _least_squares(layer: EncoderLayer, pairs: Sequence[_Pair], ridge: float) ->
         a_BTD = pair.wanted(layer).double()
         if attention.out.bias is not None:
             a_BTD = a_BTD - attention.out.bias.double()
-        v_BSHK = _values(layer, pair.y_BTD, pair.mask).double()
-        u_BUD = torch.einsum("dhk,bshk->bshd", w_DHK, v_BSHK).flatten(1, 2)
+        u_BUD = torch.einsum("dhk,bshk->bshd", w_DHK, _values(static, pair).double()).flatten(1, 2)
         right_TU[:t, : t * H] += torch.einsum("btd,bud->tu", a_BTD * real_BT[..., None], u_BUD)
         square += float((a_BTD.square().sum(dim=2) * real_BT).sum())
         if rows == 1:
@@ -251,8 +246,8 @@ def _least_squares(layer: EncoderLayer, pairs: Sequence[_Pair], ridge: float) ->
             own_BUU = u_BUD @ u_BUD.transpose(1, 2)
             gram_rUU[:t, : t * H, : t * H] += torch.einsum("bt,buw->tuw", real_BT, own_BUU)
     m_TU, left = _solved(gram_rUU, right_TU, ridge, heads=H, causal=attention.causal)
-    dtype = attention.out.weight.dtype
-    return m_TU.unflatten(1, (T, H)).permute(2, 0, 1).to(dtype).contiguous(), (square + left) / max(square, 1e-300)
+    _set(static, m_TU.unflatten(1, (T, H)).permute(2, 0, 1))
+    return (square + left) / max(square, 1e-300)
 
 
 def _solved(gram_rUU: Tensor, right_TU: Tensor, ridge: float, *, heads: int, causal: bool) -> tuple[Tensor, float]:
@@ -279,8 +274,8 @@ def _solved(gram_rUU: Tensor, right_TU: Tensor, ridge: float, *, heads: int, cau
     return m_TU, left
 
 
-def _mean(layer: EncoderLayer, pairs: Sequence[_Pair], ridge: float) -> tuple[Tensor, float]:
-    """The mean of A(x) over the samples that have the token, (H, T, T), and what it leaves."""
+def _mean(layer: EncoderLayer, static: EncoderLayer, pairs: Sequence[_Pair], ridge: float) -> float:
+    """Sets the matrices to the mean of A(x) over the samples that have the token; returns what they leave."""
     attention = cast(MultiHeadAttention, layer.attention)
     T = max(pair.x_BTD.shape[1] for pair in pairs)
     total_HTS = attention.out.weight.new_zeros(attention.heads, T, T, dtype=torch.float64)
@@ -290,40 +285,33 @@ def _mean(layer: EncoderLayer, pairs: Sequence[_Pair], ridge: float) -> tuple[Te
         a_BHTS = attention_weights(attention, layer.attention_norm(pair.y_BTD), pair.mask).double()
         total_HTS[:, :t, :t] += torch.einsum("bt,bhts->hts", real_BT, a_BHTS)
         count_T[:t] += real_BT.sum(dim=0)
-    m_HTS = (total_HTS / count_T.clamp(min=1)[:, None]).to(attention.out.weight.dtype)
+    _set(static, total_HTS / count_T.clamp(min=1)[:, None])
     missed = square = 0.0
     for pair in pairs:
-        t, real_BT = pair.y_BTD.shape[1], pair.real_BT
-        a_BTHK = torch.einsum("hts,bshk->bthk", m_HTS[:, :t, :t], _values(layer, pair.y_BTD, pair.mask))
-        wanted_BTD = pair.wanted(layer)
-        missed += float(((attention.out(a_BTHK.flatten(2)) - wanted_BTD).square().sum(dim=2) * real_BT).sum())
+        real_BT, wanted_BTD = pair.real_BT, pair.wanted(layer)
+        found_BTD = static.attention(static.attention_norm(pair.y_BTD), pair.mask)
+        missed += float(((found_BTD - wanted_BTD).square().sum(dim=2) * real_BT).sum())
         bias = 0.0 if attention.out.bias is None else attention.out.bias
         square += float(((wanted_BTD - bias).square().sum(dim=2) * real_BT).sum())
-    return m_HTS, missed / max(square, 1e-300)
+    return missed / max(square, 1e-300)
 
 
 # ---- the model ---------------------------------------------------------------------------------------------------
 
 
-def _with_matrices(model: TrunkModel, matrices: dict[int, Tensor]) -> TrunkModel:
-    """The model with static mixing by these matrices in the layers of these numbers."""
+def _without_matrices(model: TrunkModel, chosen: frozenset[int]) -> TrunkModel:
+    """The model with static mixing in the layers of these numbers as well, by matrices of zeros."""
     config = model.config
-    static = tuple(n for n in range(config.layers) if n in matrices or config.mixing_of(n) == "static")
+    static = tuple(n for n in range(config.layers) if n in chosen or config.mixing_of(n) == "static")
     new = model.fresh(dataclasses.replace(config, mixing="static", static_layers=static))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    layers = [(name, module) for name, module in model.trunk.named_modules() if isinstance(module, EncoderLayer)]
-    for n, (name, layer) in enumerate(layers):
-        if n not in matrices:
-            continue
+    layers = [name for name, module in model.trunk.named_modules() if isinstance(module, EncoderLayer)]
+    for name in (layers[n] for n in chosen):
         place = f"trunk.{name}.attention"
-        mixing_HNN = new.get_parameter(f"{place}.mixing").detach().zero_()
-        t = matrices[n].shape[1]  # samples may all have been shorter than the model's longest
-        mixing_HNN[:, :t, :t] = matrices[n]
-        weight, bias = _maps(layer)
+        weights[f"{place}.mixing"] = torch.zeros_like(new.get_parameter(f"{place}.mixing"))
         for key in ("weight", "bias"):
-            weights.pop(f"{place}.qkv.{key}", None)
-        weights |= {f"{place}.mixing": mixing_HNN, f"{place}.value.weight": weight}
-        if bias is not None:
-            weights[f"{place}.value.bias"] = bias
+            maps = weights.pop(f"{place}.qkv.{key}", None)
+            if maps is not None:
+                weights[f"{place}.value.{key}"] = maps.chunk(3)[2]
     new.load_state_dict(weights)
     return new.eval()
