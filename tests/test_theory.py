@@ -17,6 +17,7 @@ from paradepth.branches.gates import Gate
 from paradepth.depth import Stack
 from paradepth.models.quantised import Quantisation
 from paradepth.nn import (
+    CrossAttention,
     EncoderLayer,
     FeedForward,
     LanguageModelHead,
@@ -397,6 +398,10 @@ def test_what_has_no_closed_form_is_refused_in_words() -> None:
         block_form(layer, x, torch.zeros(1, 1, 1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="mixed by Identity"):
         attention_map(nn.Identity(), x)
+    with pytest.raises(ValueError, match="CrossAttention needs a memory"):
+        attention_map(CrossAttention(8, 2), x)
+    with pytest.raises(ValueError, match="MultiHeadAttention has no memory"):
+        attention_map(layer.attention, x, memory_BSD=x)
     layer.mlp.act = nn.ReLU()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="closed form is of GELU"):
         block_form(layer, x)

@@ -16,22 +16,18 @@ Shapes: B batch, S source tokens, T target tokens, D width, H heads, K width of 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paradepth.nn import CrossAttention, SourceLayer, TargetLayer
+from paradepth.nn import SourceLayer, TargetLayer
 from paradepth.theory.block import Block, block_form
 from paradepth.theory.operators import Affine, Kronecker
 from paradepth.theory.parts import (
     attention_map,
     check_no_dropout,
-    check_sees,
     feed_forward_maps,
     gates,
-    masked_softmax,
     norm_map,
 )
 
@@ -89,7 +85,7 @@ def _target_block(layer: TargetLayer, z_BUD: Tensor, mask: Tensor | None, source
     a_BTD = own(own_norm(y_BTD))
     asking_BTD = norm_map(layer.cross_norm, y_BTD + a_BTD)(y_BTD + a_BTD)
     memory_BSD = memory_norm(x_BSD)
-    cross = _cross_map(layer.cross, asking_BTD, memory_BSD, mask)
+    cross = attention_map(layer.cross, asking_BTD, mask, memory_BSD=memory_BSD)
     mixed_BTD = y_BTD + a_BTD + cross(memory_BSD)
     mlp_norm = norm_map(layer.mlp_norm, mixed_BTD)
     up, down = feed_forward_maps(layer.mlp, target)
@@ -103,27 +99,6 @@ def _target_block(layer: TargetLayer, z_BUD: Tensor, mask: Tensor | None, source
         _among(down, source, 0),
         F.pad(gates_BTM, (0, 0, source, 0)),
     )
-
-
-def _cross_map(cross: CrossAttention, z_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Affine:
-    """Cross-attention as a map of the memory: Σ_h B_h(z, memory) ⊗ O_h V_h."""
-    (B, T, D), S, H, K = z_BTD.shape, memory_BSD.shape[1], cross.heads, cross.head_width
-    q_BHTK = cross.q(z_BTD).view(B, T, H, K).transpose(1, 2)
-    k_HKD, v_HKD = cross.kv.weight.view(2, H, K, D)
-    k_BHSK = torch.einsum("bsd,hkd->bhsk", memory_BSD, k_HKD)
-    vb_HK = z_BTD.new_zeros(H, K)
-    if cross.kv.bias is not None:
-        kb_HK, vb_HK = cross.kv.bias.view(2, H, K)
-        k_BHSK = k_BHSK + kb_HK[:, None]
-    sees = None if mask is None else mask.expand(B, H, T, S)
-    check_sees(sees)
-    b_BHTS = masked_softmax(q_BHTK @ k_BHSK.mT / math.sqrt(K), sees)
-    o_HDK = cross.out.weight.view(-1, H, K).transpose(0, 1)
-    terms = [(b_BHTS[:, h], o_HDK[h] @ v_HKD[h]) for h in range(H)]
-    offset_D = torch.einsum("hdk,hk->d", o_HDK, vb_HK)  # rows of the softmax add up to one
-    if cross.out.bias is not None:
-        offset_D = offset_D + cross.out.bias
-    return Affine(Kronecker(terms, cols=(S, D), rows=(T, D)), offset_D.expand(T, -1))
 
 
 def _among(part: Affine, before: int, behind: int) -> Affine:

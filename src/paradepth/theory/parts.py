@@ -7,8 +7,8 @@
     gates        σ(z) = Φ(z) z                W = diag(Φ(z))                                  Φ of GELU, one per unit
 
 Nothing here calls a module's `forward`: the operators are computed from weights, so that their agreement with the model
-is a test of the equations. Masks, causal attention, heads of any width and missing biases are covered. So is static
-mixing, whose A_h depends on nothing.
+is a test of the equations. Masks, causal attention, heads of any width and missing biases are covered. So are static
+mixing, whose A_h depends on nothing, and cross-attention, whose map is one of the memory that is attended to.
 
 Source: the matrix-vector method of Dynamic Universal Approximation Theory (arXiv 2407.21670), whose equations are
 derived in docs/theory.md.
@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from paradepth.nn import FeedForward, MultiHeadAttention
+from paradepth.nn import CrossAttention, FeedForward, MultiHeadAttention
 from paradepth.nn.static_mixing import StaticMixing
 from paradepth.theory.operators import Affine, Kronecker
 
@@ -71,99 +71,116 @@ def centring(norm: nn.LayerNorm) -> Tensor:
     return c_DD if norm.weight is None else norm.weight[:, None] * c_DD
 
 
-def attention_weights(attention: MultiHeadAttention, z_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A_h(z) = softmax(Q_h(z) K_h(z)ᵀ / √K) of every head, (B, H, T, T).
+def attention_weights(
+    attention: MultiHeadAttention | CrossAttention,
+    z_BTD: Tensor,
+    mask: Tensor | None = None,
+    *,
+    memory_BSD: Tensor | None = None,
+) -> Tensor:
+    """A_h(z) = softmax(Q_h(z) K_h(z)ᵀ / √K) of every head, (B, H, T, T), or with K_h of a memory, (B, H, T, S).
 
     Args:
         attention: the module.
         z_BTD: its input.
-        mask: booleans that broadcast to (B, H, T, T); True lets a query see a key.
+        mask: booleans that broadcast to the result; True lets a query see a key.
+        memory_BSD: what cross-attention attends to.
 
     Raises:
         ValueError: a token that sees none at all.
     """
-    B, T, _ = z_BTD.shape
-    q_HKD, k_HKD, _ = _projections(attention)
-    bias = attention.qkv.bias
-    qb_HK, kb_HK = (None, None) if bias is None else bias.view(3, attention.heads, attention.head_width)[:2]
-    q_BHTK = torch.einsum("btd,hkd->bhtk", z_BTD, q_HKD)
-    k_BHSK = torch.einsum("btd,hkd->bhtk", z_BTD, k_HKD)
-    if qb_HK is not None and kb_HK is not None:
-        q_BHTK, k_BHSK = q_BHTK + qb_HK[:, None], k_BHSK + kb_HK[:, None]
+    keys_BSD = z_BTD if memory_BSD is None else memory_BSD
+    of_queries, of_keys, _ = _projections(attention)
+    q_BHTK, k_BHSK = _projected(z_BTD, of_queries), _projected(keys_BSD, of_keys)
     scores_BHTS = q_BHTK @ k_BHSK.mT / math.sqrt(attention.head_width)
-    sees = allowed(mask, B, attention.heads, T, causal=attention.causal, device=z_BTD.device)
-    check_sees(sees)
-    return masked_softmax(scores_BHTS, sees)
-
-
-def check_sees(sees: Tensor | None) -> None:
-    """Refuses a mask by which a token sees none.
-
-    Raises:
-        ValueError: saying so.
-    """
+    causal = isinstance(attention, MultiHeadAttention) and attention.causal
+    sees = _allowed(mask, scores_BHTS, causal=causal)
     if sees is not None and not bool(sees.any(dim=-1).all()):
         raise ValueError("the mask hides every token from one of them; attention to nothing is no number")
-
-
-def masked_softmax(scores_BHTS: Tensor, sees: Tensor | None) -> Tensor:
-    """The weights of scores, zero where nothing may be seen."""
     return (scores_BHTS if sees is None else scores_BHTS.masked_fill(~sees, -math.inf)).softmax(dim=-1)
 
 
-def allowed(
-    mask: Tensor | None, batch: int, heads: int, tokens: int, *, causal: bool, device: torch.device
-) -> Tensor | None:
-    """What mask and causality allow together, (B, H, T, T) or broadcast to it; None for everything."""
+def _allowed(mask: Tensor | None, scores_BHTS: Tensor, *, causal: bool) -> Tensor | None:
+    """What mask and causality allow together, of the scores' shape or broadcast to it; None for everything."""
     if mask is not None:
-        mask = mask.expand(batch, heads, tokens, tokens)
+        mask = mask.expand_as(scores_BHTS)
     if not causal:
         return mask
-    past_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    return past_TT if mask is None else mask & past_TT
+    past_TS = torch.ones_like(scores_BHTS[0, 0], dtype=torch.bool).tril()
+    return past_TS if mask is None else mask & past_TS
 
 
-def attention_map(mixing: nn.Module, z_BTD: Tensor, mask: Tensor | None = None) -> Affine:
+def attention_map(
+    mixing: nn.Module, z_BTD: Tensor, mask: Tensor | None = None, *, memory_BSD: Tensor | None = None
+) -> Affine:
     """Attention at z: Σ_h A_h(z) ⊗ O_h V_h; the biases of values and output make the offset.
 
     Args:
-        mixing: `MultiHeadAttention`, or `StaticMixing`, whose A_h depends on the mask only.
+        mixing: `MultiHeadAttention`; `StaticMixing`, whose A_h depends on the mask only; or `CrossAttention`, whose map
+            is one of the memory.
         z_BTD: its input.
-        mask: booleans that broadcast to (B, H, T, T); True lets a query see a key.
+        mask: booleans that broadcast to (B, H, T, T), or (B, H, T, S); True lets a query see a key.
+        memory_BSD: of cross-attention alone, which needs it.
 
     Raises:
-        ValueError: another kind of module, or a token that sees none at all.
+        ValueError: another kind of module, a memory that is missing or not attended to, or a token that sees none at
+            all.
 
     >>> attention, z = MultiHeadAttention(8, 2, causal=True), torch.randn(2, 3, 8)
     >>> bool(torch.allclose(attention_map(attention, z)(z), attention(z), atol=1e-5))
     True
     """
-    B, T, D = z_BTD.shape
-    if isinstance(mixing, MultiHeadAttention):
-        a_BHTT = attention_weights(mixing, z_BTD, mask)
-        v_HKD = _projections(mixing)[2]
-        vb = None if mixing.qkv.bias is None else mixing.qkv.bias.chunk(3)[2]
+    crosses = isinstance(mixing, CrossAttention)
+    if crosses != (memory_BSD is not None):
+        raise ValueError(f"{type(mixing).__name__} {'needs a' if crosses else 'has no'} memory that it attends to")
+    B, T, _ = z_BTD.shape
+    S, D = z_BTD.shape[1:] if memory_BSD is None else memory_BSD.shape[1:]
+    if isinstance(mixing, MultiHeadAttention | CrossAttention):
+        a_BHTS = attention_weights(mixing, z_BTD, mask, memory_BSD=memory_BSD)
+        v_HKD, vb_HK = _projections(mixing)[2]
     elif isinstance(mixing, StaticMixing):
-        a_BHTT = mixing.matrix(T).expand(B, -1, -1, -1)
+        a_BHTS = mixing.matrix(T).expand(B, -1, -1, -1)
         if mask is not None:
-            a_BHTT = a_BHTT * mask.expand(B, mixing.heads, T, T)
-        v_HKD, vb = mixing.value.weight.view(mixing.heads, mixing.head_width, D), mixing.value.bias
+            a_BHTS = a_BHTS * mask.expand_as(a_BHTS)
+        ((v_HKD, vb_HK),) = _by_head(mixing.value, mixing, maps=1)
     else:
         raise ValueError(
-            f"tokens are mixed by {type(mixing).__name__}; the closed form covers MultiHeadAttention and StaticMixing"
+            f"tokens are mixed by {type(mixing).__name__}; the closed form covers MultiHeadAttention, StaticMixing and "
+            "CrossAttention"
         )
     o_HDK = mixing.out.weight.view(-1, mixing.heads, mixing.head_width).transpose(0, 1)
-    terms = [(a_BHTT[:, h], o_HDK[h] @ v_HKD[h]) for h in range(mixing.heads)]
+    terms = [(a_BHTS[:, h], o_HDK[h] @ v_HKD[h]) for h in range(mixing.heads)]
     offset_BTD = _bias(mixing.out, T).expand(B, T, -1)
-    if vb is not None:
-        ob_HD = torch.einsum("hdk,hk->hd", o_HDK, vb.view(mixing.heads, mixing.head_width))
-        offset_BTD = offset_BTD + torch.einsum("bht,hd->btd", a_BHTT.sum(dim=-1), ob_HD)
-    return Affine(Kronecker(terms, cols=(T, D), rows=(T, o_HDK.shape[1])), offset_BTD)
+    if vb_HK is not None:
+        ob_HD = torch.einsum("hdk,hk->hd", o_HDK, vb_HK)
+        offset_BTD = offset_BTD + torch.einsum("bht,hd->btd", a_BHTS.sum(dim=-1), ob_HD)
+    return Affine(Kronecker(terms, cols=(S, D), rows=(T, o_HDK.shape[1])), offset_BTD)
 
 
-def _projections(attention: MultiHeadAttention) -> Tensor:
-    """Weights of queries, keys and values, (3, H, K, D)."""
-    return attention.qkv.weight.view(3, attention.heads, attention.head_width, -1)
+Projection = tuple[Tensor, Tensor | None]  # of every head: weight (H, K, D) and bias (H, K)
+
+
+def _projections(attention: MultiHeadAttention | CrossAttention) -> list[Projection]:
+    """Those of queries, keys and values."""
+    if isinstance(attention, MultiHeadAttention):
+        return _by_head(attention.qkv, attention, maps=3)
+    return _by_head(attention.q, attention, maps=1) + _by_head(attention.kv, attention, maps=2)
+
+
+def _by_head(
+    linear: nn.Linear, of: MultiHeadAttention | CrossAttention | StaticMixing, *, maps: int
+) -> list[Projection]:
+    """The `maps` that are stacked in one linear map."""
+    weights = linear.weight.view(maps, of.heads, of.head_width, -1).unbind()
+    biases = [None] * maps if linear.bias is None else linear.bias.view(maps, of.heads, of.head_width).unbind()
+    return list(zip(weights, biases, strict=True))
+
+
+def _projected(x_BTD: Tensor, projection: Projection) -> Tensor:
+    """(B, H, T, K)."""
+    weight_HKD, bias_HK = projection
+    y_BHTK = torch.einsum("btd,hkd->bhtk", x_BTD, weight_HKD)
+    return y_BHTK if bias_HK is None else y_BHTK + bias_HK[:, None]
 
 
 def feed_forward_maps(mlp: FeedForward, tokens: int) -> tuple[Affine, Affine]:
