@@ -188,9 +188,10 @@ def _part(tensor: Tensor, dim: int, start: int, stop: int) -> Tensor:
 
 
 def mixing_parameters(
-    width: int, heads: int, *, tokens: int, head_width: int | None = None, rank: int | None = None, bias: bool = True
+    width: int, heads: int, *, tokens: int, rank: int | None = None, bias: bool = True
 ) -> tuple[int, int]:
-    """Parameters that tell where a token looks: attention's queries and keys, and static mixing's matrices.
+    """Parameters that tell where a token looks: attention's queries and keys, and static mixing's matrices, for heads
+    of width D / H.
 
     Of a causal matrix the half above the diagonal, which is never used, counts as well. The two are equal where
     H·T² = 2·D·(D + 1).
@@ -198,7 +199,7 @@ def mixing_parameters(
     >>> mixing_parameters(64, 2, tokens=64, bias=False)
     (8192, 8192)
     """
-    inner = heads * _head_width(width, heads, head_width)
+    inner = heads * _head_width(width, heads, None)
     return 2 * inner * (width + bias), heads * tokens * (tokens if rank is None else 2 * rank)
 
 

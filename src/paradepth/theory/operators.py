@@ -63,18 +63,15 @@ class Operator(ABC):
         """Rows and columns of the matrix: (R·E, T·D)."""
         return self.rows[0] * self.rows[1], self.cols[0] * self.cols[1]
 
-    def dense(self, *, limit: int = LIMIT) -> Tensor:
+    def dense(self) -> Tensor:
         """The explicit matrix, (B, R·E, T·D), or (R·E, T·D) where it is the same for all samples.
 
-        Args:
-            limit: most entries that it may have, the samples of a batch together.
-
         Raises:
-            ValueError: it would have more; products (`matvec`, `rmatvec`) need none of them.
+            ValueError: it would have more than `LIMIT` entries, the samples of a batch together; products (`matvec`,
+                `rmatvec`) need none of them.
         """
-        rows, columns = self.shape
-        check_explicit((self.batch or 1) * rows * columns, f"this operator ({self.batch or 1} × {rows} × {columns})",
-                       limit=limit)  # fmt: skip
+        batch, (rows, columns) = self.batch or 1, self.shape
+        check_explicit(batch * rows * columns, f"this operator ({batch} × {rows} × {columns})")
         return self._dense()
 
     def __matmul__(self, other: Operator) -> Operator:
@@ -92,16 +89,16 @@ class Operator(ABC):
         return Sum((self,), (factor,))
 
 
-def check_explicit(entries: int, what: str, *, limit: int = LIMIT) -> None:
+def check_explicit(entries: int, what: str) -> None:
     """Refuses what would not fit.
 
     Raises:
-        ValueError: more than `limit` entries.
+        ValueError: more than `LIMIT` entries.
     """
-    if entries > limit:
+    if entries > LIMIT:
         raise ValueError(
             f"{what} would have {entries:,} entries as explicit matrices, {entries * 8 / 2**30:.1f} GiB in float64; at "
-            f"most {limit:,} are built. Take fewer samples, tokens or channels, or products, which need no matrix"
+            f"most {LIMIT:,} are built. Take fewer samples, tokens or channels, or products, which need no matrix"
         )
 
 
