@@ -108,6 +108,8 @@ def test_what_cannot_be_is_refused() -> None:
     for lengths in ([4], [0], []):
         with pytest.raises(ValueError, match="between 1 and 3"):
             interval_distances(stack, state(), lengths=lengths)
+    with pytest.raises(ValueError, match="there are 2 states; 3 layers have 4"):
+        interval_distances(stack, state(), states=exact_states(stack, state())[:2])
     with pytest.raises(ValueError, match="between 1 and 3"):
         first_guess(stack, state(), length=4)
     pair = (state(), state())
@@ -171,6 +173,7 @@ def test_errors_of_intervals_add_up_to_the_first_guess_once_steps_are_small() ->
         stack.step = step
         guess = first_guess(stack, x, length=2)
         assert guess.layers == (2, 4, 6, 8)
+        assert first_guess(stack, x, length=2, states=exact_states(stack, x)) == guess
         singles = {d.start + 2: d.state for d in interval_distances(stack, x, lengths=[2]) if d.start % 2 == 0}
         assert guess.local == pytest.approx([singles[n] for n in guess.layers])
         assert guess.measured[0] == guess.predicted[0] == guess.local[0]

@@ -98,6 +98,7 @@ def interval_distances(
     lengths: Sequence[int] | None = None,
     coarse: str | CoarseOperator = "branch",
     counted: Tensor | None = None,
+    states: Sequence[State] | None = None,
 ) -> list[IntervalDistance]:
     """The error of a coarse step in the place of every interval of some lengths, at every start.
 
@@ -111,6 +112,7 @@ def interval_distances(
         lengths: of the intervals; None: 1, 2, 4 … and N.
         coarse: coarse operator: "branch", "half", "branch:k", "sample" or a `CoarseOperator`.
         counted: booleans (B, T), where tokens of a state of one tensor count and are not padding; None: everywhere.
+        states: what `exact_states` gives, where it is known already; None: it is evaluated.
 
     Returns:
         One entry for each length and start, lengths in order.
@@ -127,7 +129,7 @@ def interval_distances(
     operator = coarse_operator(coarse)
     wanted = _checked(lengths, stack.depth)
     _check_counted(counted, x)
-    states = exact_states(stack, x, *inputs)
+    states = _known(states, stack, x, *inputs)
     found = []
     for length in wanted:
         for start in range(stack.depth - length + 1):
@@ -147,6 +149,7 @@ def first_guess(
     length: int,
     coarse: str | CoarseOperator = "branch",
     counted: Tensor | None = None,
+    states: Sequence[State] | None = None,
 ) -> FirstGuess:
     """The first guess of `MGRIT(coarsening=length, coarse=coarse)` at its C-points, beside what the errors of its
     intervals predict.
@@ -155,7 +158,7 @@ def first_guess(
     steps, and no C-points.
 
     Args:
-        stack, x, inputs, coarse, counted: as for `interval_distances`.
+        stack, x, inputs, coarse, counted, states: as for `interval_distances`.
         length: c.
 
     Raises:
@@ -170,7 +173,7 @@ def first_guess(
     operator = coarse_operator(coarse)
     _checked([length], stack.depth)
     _check_counted(counted, x)
-    states = exact_states(stack, x, *inputs)
+    states = _known(states, stack, x, *inputs)
     guess, errors = states[0], tuple(torch.zeros_like(part) for part in states[0])
     rows: list[tuple[int, float, float, float]] = []
     for start, end in intervals(stack, length):
@@ -233,11 +236,20 @@ def output_distances(
     return found
 
 
+@torch.no_grad()
 def exact_states(stack: Stack, x: Any, *inputs: Any) -> list[State]:
     """The N + 1 states of serial depth, each as a tuple of tensors."""
     states = [pack(x)]
     for step in steps_of(stack, range(stack.depth), x, inputs):
         states.append(add(states[-1], step(states[-1])))
+    return states
+
+
+def _known(states: Sequence[State] | None, stack: Stack, x: Any, *inputs: Any) -> Sequence[State]:
+    if states is None:
+        return exact_states(stack, x, *inputs)
+    if len(states) != stack.depth + 1:
+        raise ValueError(f"there are {len(states)} states; {stack.depth} layers have {stack.depth + 1}")
     return states
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from paradepth.depth import Stack
 from paradepth.models import from_pretrained
 from paradepth.theory.branch_sum import (
+    exact_states,
     first_guess,
     interval_distances,
     interval_lengths,
@@ -72,9 +73,10 @@ def of_stack(stack: Stack, x: Any, sides: tuple[Any, ...], *, counted: Tensor | 
         `sampled`, the same error with the operator `sample`.
     """
     lengths = interval_lengths(stack.depth)
-    distances = interval_distances(stack, x, *sides, counted=counted)
-    guesses = [first_guess(stack, x, *sides, length=length, counted=counted) for length in lengths]
-    sampled = [first_guess(stack, x, *sides, length=length, coarse="sample", counted=counted) for length in lengths]
+    known: dict[str, Any] = {"counted": counted, "states": exact_states(stack, x, *sides)}
+    distances = interval_distances(stack, x, *sides, **known)
+    guesses = [first_guess(stack, x, *sides, length=length, **known) for length in lengths]
+    sampled = [first_guess(stack, x, *sides, length=length, coarse="sample", **known) for length in lengths]
     return {
         "increment": [mean(d.increment for d in distances if d.length == length) for length in lengths],
         "state": [mean(d.state for d in distances if d.length == length) for length in lengths],
