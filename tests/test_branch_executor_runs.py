@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from commands import answer
 from paradepth.branches import auto
 from paradepth.cli import main
 from paradepth.distributed import World
@@ -67,9 +68,7 @@ def test_evaluate_and_predict_take_an_executor(tmp_path: Path, capsys: pytest.Ca
     start_run(tiny_config(**SHORT), tmp_path / "run")
     found = []
     for name in ("loop", "batched", "threads", "auto"):
-        capsys.readouterr()
-        assert main(["evaluate", str(tmp_path / "run"), "--branch-executor", name, "--json"]) == 0
-        found.append(json.loads(capsys.readouterr().out))
+        found.append(answer(capsys, "evaluate", tmp_path / "run", "--branch-executor", name))
     assert [result["loss"] for result in found[1:]] == [pytest.approx(found[0]["loss"], rel=1e-5)] * 3
     from PIL import Image
 

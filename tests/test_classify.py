@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data.labelled import GLUE, encoded, load_labelled
 from paradepth.data.labelled_files import read_rows
@@ -339,11 +340,9 @@ def test_a_run_learns_and_tells_its_scores(tmp_path: Path, capsys: pytest.Captur
     for event in events(run, "validation"):
         assert len(event["f1"]) == len(event["matthews"]) == len(event["accuracy"]) == 2
 
-    assert main(["evaluate", str(run), "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    again = answer(capsys, "evaluate", run)
     assert again["matthews"] == evaluation["matthews"]
-    assert main(["predict", str(run), "good film", "bad film", "--top", "2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["predictions"]
+    found = answer(capsys, "predict", run, "good film", "bad film", "--top", "2")["predictions"]
     assert [item["classes"][0]["class"] for item in found] == ["positive", "negative"]
     assert sum(c["confidence"] for c in found[0]["classes"]) == pytest.approx(1.0)
     assert main(["predict", str(run), "good film"]) == 0
@@ -384,10 +383,9 @@ def test_mnli_has_a_mismatched_test(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert evaluation["mismatched"]["samples"] == 12
     assert len(evaluation["mismatched"]["accuracy"]) == 2
     assert isinstance(evaluation["examples"][0]["text"], list)
-    assert main(["evaluate", str(tmp_path / "run"), "--split", "mismatched", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["accuracy"] == evaluation["mismatched"]["accuracy"]
-    assert main(["predict", str(tmp_path / "run"), "p 1", "h", "--pairs", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["predictions"][0]["text"] == ["p 1", "h"]
+    found = answer(capsys, "evaluate", tmp_path / "run", "--split", "mismatched")
+    assert found["accuracy"] == evaluation["mismatched"]["accuracy"]
+    assert answer(capsys, "predict", tmp_path / "run", "p 1", "h", "--pairs")["predictions"][0]["text"] == ["p 1", "h"]
 
 
 def test_batches_hold_every_sample_once_and_scores_add_up(tmp_path: Path) -> None:

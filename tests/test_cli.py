@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import answer, call
 from paradepth.cli import COMMANDS, main
 from paradepth.continual import ContinualOptions
 from paradepth.recipes import RECIPES, get_recipe
@@ -29,12 +30,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
     start_run(tiny_config("one_pass"), folder)
     return folder
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
-    status = main([str(word) for word in words])
-    out, error = capsys.readouterr()
-    return status, json.loads(out) if out.strip().startswith("{") else {"text": out}, error
 
 
 def test_train_in_a_process_of_its_own_prints_one_json_object(tmp_path: Path) -> None:
@@ -54,50 +49,42 @@ def test_train_in_a_process_of_its_own_prints_one_json_object(tmp_path: Path) ->
 
 
 def test_evaluate_all_branches_and_some(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, whole, _ = call(capsys, "evaluate", run, "--json")
-    assert status == 0
+    whole = answer(capsys, "evaluate", run)
     assert whole["accuracy"] == pytest.approx(json.loads((run / "evaluation.json").read_text())["accuracy"])
-    status, part, _ = call(capsys, "evaluate", run, "--branches", 2, "--json")
-    assert status == 0
+    part = answer(capsys, "evaluate", run, "--branches", 2)
     assert part["accuracy"] == whole["accuracy"][:2]
     assert part["parameters"] < whole["parameters"]
-    status, other, _ = call(capsys, "evaluate", run, "--split", "validation", "--json")
-    assert status == 0
+    other = answer(capsys, "evaluate", run, "--split", "validation")
     assert other["accuracy"] != whole["accuracy"]
 
 
 def test_predict_names_class_and_confidence(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "seven.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(picture)
-    status, result, _ = call(capsys, "predict", run, picture, picture, "--top", 3, "--json")
-    assert status == 0
+    result = answer(capsys, "predict", run, picture, picture, "--top", 3)
     assert len(result["predictions"]) == 2
     classes = result["predictions"][0]["classes"]
     assert len(classes) == 3
     assert classes[0]["confidence"] >= classes[1]["confidence"] > 0
-    status, result, _ = call(capsys, "predict", run, picture, "--branches", 1)
+    status, out, _ = call(capsys, "predict", run, picture, "--branches", 1)
     assert status == 0
-    assert "seven.png: " in result["text"]
-    assert "%" in result["text"]
+    assert "seven.png: " in out
+    assert "%" in out
 
 
 def test_report_of_one_run_and_of_several(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, result, _ = call(capsys, "report", run, "--out", tmp_path / "one.html", "--json")
-    assert status == 0
+    result = answer(capsys, "report", run, "--out", tmp_path / "one.html")
     assert "<svg" in Path(result["report"]).read_text()
     twin = shutil.copytree(run, tmp_path / "twin")
-    status, result, _ = call(capsys, "report", run, twin, "--out", tmp_path / "two.html", "--json")
-    assert status == 0
+    result = answer(capsys, "report", run, twin, "--out", tmp_path / "two.html")
     assert (tmp_path / "two.html").exists()
 
 
 @pytest.mark.parametrize("what", ["recipes", "models", "studies"])
 def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, result, _ = call(capsys, "list", what, "--json")
-    assert status == 0
+    result = answer(capsys, "list", what)
     assert result[what]
-    status, some, _ = call(capsys, "list", what, "*zzz*", "--json")
-    assert status == 0
+    some = answer(capsys, "list", what, "*zzz*")
     assert not some[what]
 
 

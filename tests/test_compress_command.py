@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import paradepth
-from paradepth.cli import main
+from commands import answer, call
 from paradepth.compress import Workbench, parse_plan
 from paradepth.compress.frontier import Frontier
 from paradepth.compress.measure import weigh
@@ -43,12 +43,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any], str]:
-    status = main([str(word) for word in words])
-    out, error = capsys.readouterr()
-    return status, json.loads(out) if out.strip().startswith("{") else {"text": out}, error
 
 
 def records(run: Path) -> dict[str, Any]:
@@ -204,8 +198,7 @@ def test_the_chosen_run_is_like_any_other(
     assert measured["accuracy"] == pytest.approx(json.loads((out / "evaluation.json").read_text())["accuracy"])
     assert measured["parameters"] == json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["parameters"]
     assert evaluate_run(out, split="validation")["accuracy"][-1] == records(run)[plan]["accuracy"]
-    status, report, _ = call(capsys, "report", out, run, "--out", tmp_path / "two.html", "--json")
-    assert status == 0
+    report = answer(capsys, "report", out, run, "--out", tmp_path / "two.html")
     assert Path(report["report"]).exists()
     status, _, error = call(capsys, "resume", out)
     assert status == 2
@@ -220,14 +213,12 @@ def test_the_chosen_run_can_be_exported_and_predicts(
 ) -> None:
     out = tmp_path / "small"
     compress_run(run, plans=["prefix=2+heads=1"], max_size="0.9x", out=out, latency=False, say=quiet)
-    status, exported, error = call(capsys, "export", out, "--format", "torch", "--no-latency", "--json")
-    assert status == 0, error
+    exported = answer(capsys, "export", out, "--format", "torch", "--no-latency")
     assert exported["difference"] < 1e-4
     from PIL import Image
 
     Image.new("L", (8, 8), 200).save(tmp_path / "grey.png")
-    status, result, error = call(capsys, "predict", out, tmp_path / "grey.png", "--json")
-    assert status == 0, error
+    result = answer(capsys, "predict", out, tmp_path / "grey.png")
     assert len(result["predictions"]) == 1
 
 
@@ -325,8 +316,7 @@ def test_a_model_of_texts_keeps_its_tokeniser(tmp_path: Path, capsys: pytest.Cap
     assert result["chosen"] == "prefix=1+distil=1"
     assert (out / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
     assert evaluate_run(out)["accuracy"] == pytest.approx(json.loads((out / "evaluation.json").read_text())["accuracy"])
-    status, generated, error = call(capsys, "generate", out, "--prompt", "To", "--max-tokens", "4", "--json")
-    assert status == 0, error
+    generated = answer(capsys, "generate", out, "--prompt", "To", "--max-tokens", "4")
     assert generated
 
 

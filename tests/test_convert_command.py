@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from commands import answer
 from compress_helpers import same
 from paradepth import from_pretrained
 from paradepth.cli import main
@@ -28,17 +28,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, words), "--json"]) == 0, capsys.readouterr().err
-    return json.loads(capsys.readouterr().out)
-
-
 def test_the_command_writes_a_run_that_others_take(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = tmp_path / "new"
-    result = command(capsys, "convert", run, "--branches", 2, "--tune", 3, "--distil", 2, "--out", new)
+    result = answer(capsys, "convert", run, "--branches", 2, "--tune", 3, "--distil", 2, "--out", new)
     assert (result["run"], result["plan"], result["depths"]) == (str(new), "branches=2+tune=3+distil=2", [3, 2])
     assert result["updates"] == 5
     assert result["layer_evals"] == pytest.approx(32 * 5 * (5 + 2 / 3))
@@ -54,10 +48,10 @@ def test_the_command_writes_a_run_that_others_take(
     tuned, kept = from_pretrained(new), from_pretrained(run)
     assert not same(tuned.convert(0).state_dict(), kept.state_dict())
     words = ["--budget", "2 steps", "--validations", 1, "--validation-fraction", 0.1, "--threads", 1]
-    again = command(capsys, "finetune", new, "--task", "digits", *words, "--run-dir", tmp_path / "tuned")
+    again = answer(capsys, "finetune", new, "--task", "digits", *words, "--run-dir", tmp_path / "tuned")
     assert again["steps"] == 2
     assert from_pretrained(tmp_path / "tuned").config.branch_depths == (3, 2)
-    shrunk = command(capsys, "compress", new, "--plans", "prefix=1", "--no-latency")
+    shrunk = answer(capsys, "compress", new, "--plans", "prefix=1", "--no-latency")
     assert [point["plan"] for point in shrunk["points"]] == ["full", "prefix=1"]
     assert converted != before
 

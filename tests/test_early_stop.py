@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.models import EarlyStop, SequenceClassifier, SequenceClassifierConfig, calibrate
 from paradepth.models.early_stop import NEVER, confidence, stopping_points
@@ -130,19 +131,13 @@ def test_refusals(make: Any, words: str) -> None:
         make()
 
 
-def stop(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main(["evaluate", str(run), *options, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 def test_the_command_on_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     start_run(tiny_config("one_pass", budget="60 steps", validations=1, detach=False), run)
-    found = stop(run, capsys, "--early-stop", "0.03")
+    found = answer(capsys, "evaluate", run, "--early-stop", "0.03")
     saved = json.loads((run / "early_stop.json").read_text())
     assert saved == {key: value for key, value in found.items() if key not in ("run", "file")}
-    evaluated = stop(run, capsys)
+    evaluated = answer(capsys, "evaluate", run)
     assert found["full_accuracy"] == pytest.approx(evaluated["accuracy"][-1])
     curve = {point["tolerance"]: point for point in found["curve"]}
     assert set(curve) == {0.0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05}
@@ -170,6 +165,6 @@ def test_the_command_on_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     options = {"model": "text_classifier_nano", "patch_size": None, "flip": False, "crop_padding": 0, "data": "sst2"}
     more = {"data_dir": tmp_path, "tokenizer": "bytes", "context": 48, "batch_size": 16, "budget": "12 steps"}
     start_run(tiny_config("one_pass", **options, **more, validations=1), tmp_path / "run")
-    found = stop(tmp_path / "run", capsys, "--early-stop", "0.02")
+    found = answer(capsys, "evaluate", tmp_path / "run", "--early-stop", "0.02")
     assert sum(found["stopped"]) == found["samples"]
     assert found["stopped"] == next(p["stopped"] for p in found["curve"] if p["tolerance"] == 0.02)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import paradepth
+from commands import answer
 from compress_helpers import classifier, images, other_kinds, roughen
 from paradepth.branches import Branches
 from paradepth.cli import main
@@ -242,8 +243,7 @@ def test_the_command_writes_json_page_and_a_section_of_the_report(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    assert main(["explain", str(run), "--samples", "40", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = answer(capsys, "explain", run, "--samples", "40")
     written = json.loads((run / "explanation.json").read_text())
     assert Explanation.from_dict({k: v for k, v in written.items() if k != "split"}).samples == 40
     assert written["branches"] == result["branches"]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import paradepth
-from paradepth.cli import main
+from commands import call
 from paradepth.data import ByteTokenizer, WordVocabulary
 from paradepth.export import ExportMismatch, OnnxModel, export_onnx
 from paradepth.export.graph import build_graph
@@ -301,12 +301,6 @@ ABSENT = (
 )
 
 
-def predict(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any, str]:
-    status = main(["predict", *[str(word) for word in words], "--json"])
-    out, error = capsys.readouterr()
-    return status, json.loads(out)["predictions"] if out else None, error
-
-
 def test_predict_needs_no_package_for_training(files: Files, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(picture)
@@ -373,5 +367,5 @@ def test_predict_refuses_what_a_file_cannot_do(
         ([tmp_path / "missing.onnx", "text"], "no such file"),
         ([bare, "text"], "without tokenizer.json"),
     ):
-        status, _, error = predict(capsys, *words)
+        status, _, error = call(capsys, "predict", *words)
         assert (status, "refused" in error, said in error) == (2, True, True), error

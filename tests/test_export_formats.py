@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import paradepth
+from commands import answer, call
 from paradepth.cli import main
 from paradepth.data import ByteTokenizer
 from paradepth.export import OnnxModel, export_aoti, export_program, load_aoti, load_program
@@ -128,15 +129,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any, str]:
-    status = main([str(word) for word in words])
-    out, error = capsys.readouterr()
-    return status, json.loads(out) if out.startswith("{") else out, error
-
-
 def test_export_writes_into_the_run_and_tells_latencies(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told, _ = call(capsys, "export", run, "--branches", 1, "--threads", 2, "--json")
-    assert status == 0
+    told = answer(capsys, "export", run, "--branches", 1, "--threads", 2)
     assert told["file"] == str(run / "exported" / "model-1.onnx")
     assert 0 <= told["difference"] <= TOLERANCE
     assert told["bytes"] == Path(told["file"]).stat().st_size
@@ -165,10 +159,8 @@ def test_export_of_a_program_for_people(run: Path, tmp_path: Path, capsys: pytes
     assert load_program(target)[1]["assets"] == ["tokenizer.json"]
     status, _, error = call(capsys, "predict", target, "a text")
     assert (status, "not an ONNX file" in error) == (2, True)
-    status, told, _ = call(
-        capsys, "export", run, "--format", "torch", "--output", target, "--overwrite", "--no-latency", "--json"
-    )
-    assert (status, told["outputs"], "latency" in told) == (0, ["logits"], False)
+    told = answer(capsys, "export", run, "--format", "torch", "--output", target, "--overwrite", "--no-latency")
+    assert (told["outputs"], "latency" in told) == (["logits"], False)
 
 
 def test_export_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.depth import MGRIT, Serial
 from paradepth.models import HFClassifier, from_pretrained
@@ -209,8 +210,7 @@ def test_the_command_fine_tunes_and_refuses_in_words(
 ) -> None:
     fast = ["--budget", "2 steps", "--batch-size", "8", "--validations", "1", "--precision", "float32"]
     data = ["--data-dir", str(place), "--run-dir", str(tmp_path / "run")]
-    assert main(["finetune", str(sources["serial"]), "--task", "sst2", *data, *fast, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = answer(capsys, "finetune", sources["serial"], "--task", "sst2", *data, *fast)
     assert {"accuracy", "f1", "matthews", "report"} <= result.keys()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["training"]["recipe"] == "finetune_sst2"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import paradepth
+from commands import answer, call
 from paradepth.cli import main
 from paradepth.data import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 from paradepth.models import CausalLM, Generation, generate, generate_stream
@@ -359,16 +359,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
-    assert main([str(word) for word in words]) == 0
-    out, error = capsys.readouterr()
-    return out, error
-
-
 def test_the_command_prints_prompt_and_text_and_json_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("generate", run, "--prompt", "99 grüne", "--max-tokens", 30, "--temperature", 1, "--top-k", 40)
-    out, error = call(capsys, *words)
-    told = json.loads(call(capsys, *words, "--json")[0])
+    status, out, error = call(capsys, *words)
+    assert status == 0
+    told = answer(capsys, *words)
     (only,) = told["generations"]
     assert out == f"99 grüne{only['text']}\n"
     assert (only["tokens"], only["reason"], told["branches"]) == (30, "length", 2)
@@ -376,7 +371,7 @@ def test_the_command_prints_prompt_and_text_and_json_the_same(run: Path, capsys:
     built, codec = paradepth.from_pretrained(run), load_tokenizer(run)
     (expected,) = generate(built, codec, "99 grüne", max_tokens=30, temperature=1.0, top_k=40)
     assert only["text"] == expected.text
-    one = json.loads(call(capsys, *words, "--branches", 1, "--json")[0])
+    one = answer(capsys, *words, "--branches", 1)
     assert (
         one["generations"][0]["text"] == generate(built.truncate(1), codec, "99 grüne", max_tokens=30, top_k=40)[0].text
     )
@@ -387,12 +382,12 @@ def test_several_prompts_and_samples_are_printed_one_below_the_other(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("generate", run, "--prompt", "7", "88", "--samples", 2, "--max-tokens", 9, "--stop", *"aein 6789")
-    told = json.loads(call(capsys, *words, "--json")[0])["generations"]
+    told = answer(capsys, *words)["generations"]
     assert [entry["prompt"] for entry in told] == ["7", "7", "88", "88"]
     assert len({entry["tokens"] for entry in told}) > 1, "rows end at different times"
     titles = [f"── prompt {p}, sample {s} ──\n" for p in (1, 2) for s in (1, 2)]
     printed = "".join(t + entry["prompt"] + entry["text"] + "\n" for t, entry in zip(titles, told, strict=True))
-    assert call(capsys, *words)[0] == printed
+    assert call(capsys, *words)[:2] == (0, printed)
 
 
 def test_standard_input_is_a_prompt_in_a_process_of_its_own(run: Path) -> None:
@@ -443,9 +438,7 @@ def test_the_command_refuses_in_words(run: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_run_without_a_tokeniser_of_its_own_reads_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = model().float().save_pretrained(tmp_path / "old")
-    (told,) = json.loads(call(capsys, "generate", folder, "--prompt", "ab", "--max-tokens", 3, "--json")[0])[
-        "generations"
-    ]
+    (told,) = answer(capsys, "generate", folder, "--prompt", "ab", "--max-tokens", 3)["generations"]
     assert told == {"prompt": "ab", "text": told["text"], "tokens": 3, "reason": "length"}
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data import BPETokenizer, ByteTokenizer, load_tokenizer
 from paradepth.models import generate, model_config
@@ -154,8 +155,7 @@ def test_bits_per_byte_of_a_bpe_are_over_the_bytes_of_the_split(
         expected = [loss * tokens / len(parts[split]) / math.log(2) for loss in entry["loss"]]
         assert entry["bits_per_byte"] == pytest.approx(expected)
         assert entry["perplexity"] == pytest.approx([math.exp(loss) for loss in entry["loss"]])
-    assert main(["evaluate", str(tmp_path / "run"), "--split", "validation", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
+    measured = answer(capsys, "evaluate", tmp_path / "run", "--split", "validation")
     assert measured["bits_per_byte"] == pytest.approx(told["validation"]["bits_per_byte"], rel=1e-4)
     assert task.unit == "windows of 16 tokens"
 
@@ -223,13 +223,11 @@ def test_the_published_gpt2_is_the_published_shape() -> None:
 
 
 def test_commands_on_a_language_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run), "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
+    whole = answer(capsys, "evaluate", run)
     kept = json.loads((run / "evaluation.json").read_text())
     assert whole["loss"] == pytest.approx(kept["loss"])
     assert whole["bits_per_byte"] == pytest.approx(kept["bits_per_byte"])
-    assert main(["evaluate", str(run), "--branches", "2", "--split", "validation", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["perplexity"]) == 2
+    assert len(answer(capsys, "evaluate", run, "--branches", "2", "--split", "validation")["perplexity"]) == 2
     assert main(["predict", str(run), "picture.png"]) == 2
     assert "refused: predict classifies images, and this is a model of type 'causal_lm'" in capsys.readouterr().err
     assert main(["report", str(run), "--out", str(tmp_path / "one.html")]) == 0

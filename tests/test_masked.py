@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data.masking import IGNORED, Masking
 from paradepth.data.padded import PaddedBatches, Ragged
@@ -297,14 +298,11 @@ def test_a_run_learns_to_guess_and_says_so(run: Path, corpus: Path, capsys: pyte
     assert len(evaluation["accuracy"]) == len(evaluation["perplexity"]) == 2
     assert evaluation["loss"][-1] < 3.5  # ln 290 = 5.7 before training
     assert evaluation["perplexity"][-1] == pytest.approx(torch.tensor(evaluation["loss"][-1]).exp().item())
-    assert main(["evaluate", str(run), "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    again = answer(capsys, "evaluate", run)
     assert again["accuracy"] == evaluation["accuracy"]
-    assert main(["evaluate", str(run), "--branches", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(evaluation["loss"][:1], rel=1e-5)
+    assert answer(capsys, "evaluate", run, "--branches", "1")["loss"] == pytest.approx(evaluation["loss"][:1], rel=1e-5)
 
-    assert main(["predict", str(run), "the cat sat on the <mask> and the", "--top", "3", "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["predictions"]
+    (found,) = answer(capsys, "predict", run, "the cat sat on the <mask> and the", "--top", "3")["predictions"]
     assert len(found["masks"]) == 1
     assert [guess["token"].strip() in CORPUS for guess in found["masks"][0]] == [True] * 3
     model, tokenizer = from_pretrained(run), load_tokenizer(run)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import paradepth
+from commands import answer
 from paradepth.branches import choose_executor
 from paradepth.cli import main
 from paradepth.data import ByteTokenizer
@@ -128,34 +129,28 @@ def quantised_run(trained: Path, folder: Path, method: Any) -> Path:
     return folder
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*(str(word) for word in words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_commands_take_a_quantised_run(
     method: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = quantised_run(trained, tmp_path / method, method)
-    before, after = (call(capsys, "evaluate", place) for place in (trained, run))
+    before, after = (answer(capsys, "evaluate", place) for place in (trained, run))
     assert before["accuracy"][-1] > 0.75, "it has learned"
     assert after["parameters"] == before["parameters"]
     loss = 0.05 if method == "int4" else 0.01
     assert after["accuracy"] == pytest.approx(before["accuracy"], abs=loss)
-    one = call(capsys, "evaluate", run, "--branches", 1, "--branch-executor", "threads")
+    one = answer(capsys, "evaluate", run, "--branches", 1, "--branch-executor", "threads")
     assert one["accuracy"][0] == pytest.approx(after["accuracy"][0], abs=1e-3)
-    stopped = call(capsys, "evaluate", run, "--early-stop", "0.02")
+    stopped = answer(capsys, "evaluate", run, "--early-stop", "0.02")
     assert stopped["full_accuracy"] == pytest.approx(after["accuracy"][-1])
     picture = tmp_path / "digit.png"
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(picture)
-    (prediction,) = call(capsys, "predict", run, picture)["predictions"]
-    (same,) = call(capsys, "predict", run, picture, "--branch-executor", "batched")["predictions"]
+    (prediction,) = answer(capsys, "predict", run, picture)["predictions"]
+    (same,) = answer(capsys, "predict", run, picture, "--branch-executor", "batched")["predictions"]
     assert same["classes"][0] == pytest.approx(prediction["classes"][0], abs=1e-4)
     assert main(["report", str(run)]) == 0
     if method == "int8":
-        exported = call(capsys, "export", run, "--format", "torch", "--no-latency")
+        exported = answer(capsys, "export", run, "--format", "torch", "--no-latency")
         program, description = load_program(exported["file"])
         assert "quantisation" not in description
         small, images = paradepth.from_pretrained(run), torch.rand(5, 1, 8, 8)
@@ -197,4 +192,4 @@ def test_models_of_texts_are_used_as_before(kind: str, tmp_path: Path, capsys: p
         "tagger": ["predict", tmp_path, "the dog"],
         "translator": ["translate", tmp_path, "ein"],
     }[kind]
-    assert call(capsys, *words)
+    assert answer(capsys, *words)

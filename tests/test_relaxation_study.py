@@ -166,7 +166,7 @@ def test_a_trained_model_is_measured_without_its_attention(tmp_path: Path) -> No
     model = paradepth.from_pretrained(run)
     assert model.config.mixing == "attention"
     assert 0 <= cast(float, found["accuracy"]) <= 1
-    with pytest.raises(ValueError, match="give it as source"):
+    with pytest.raises(ValueError, match="give the cell one"):
         measure_relaxation(**given, source=None)
     with pytest.raises(ValueError, match="samples is 0"):
         measure_relaxation(**given, source=run, samples=0)

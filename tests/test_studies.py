@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from paradepth.cli import main
+from commands import answer
 from paradepth.continual import ContinualOptions
 from paradepth.depth import IterativeExecutor
 from paradepth.models import model_class, model_config
@@ -85,8 +85,8 @@ def test_a_smoke_study_makes_its_own_data_and_a_report(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paradepth.studies.spawn.ForkServer", lambda **_: server)
     monkeypatch.setattr(server, "close", lambda: None)
-    assert main(["study", "finetune_glue", "--size", "smoke", "--only", "pretraining-serial-0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["out"] == "studies/finetune_glue-smoke"
+    summary = answer(capsys, "study", "finetune_glue", "--size", "smoke", "--only", "pretraining-serial-0")
+    assert summary["out"] == "studies/finetune_glue-smoke"
     assert (tmp_path / "studies/finetune_glue-smoke/data/glue/sst2/train.jsonl").exists()
     page = (tmp_path / "studies/finetune_glue-smoke/report.html").read_text()
     for text in ("not run yet", "Protocol", "paradepth study finetune_glue --size smoke"):

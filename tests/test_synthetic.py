@@ -3,7 +3,6 @@ cannot."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data import ByteTokenizer
 from paradepth.data.seeds import generator
@@ -126,8 +126,7 @@ def test_a_run_of_branches_is_resumed_evaluated_reported_and_continues_prompts(
     assert torch.equal((written == targets[:, asked[0]]).all(dim=1), right.all(dim=1))
     assert told["examples"][0]["answers"] == ByteTokenizer().decode(targets[0, asked[0]].tolist())
     assert 0 <= told["exact_accuracy"][1] <= told["accuracy"][1]
-    assert main(["evaluate", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["exact_accuracy"] == told["exact_accuracy"]
+    assert answer(capsys, "evaluate", run)["exact_accuracy"] == told["exact_accuracy"]
     assert main(["report", str(run), "--json"]) == 0
     page = (run / "report.html").read_text()
     assert "exact-sequence accuracy" in page

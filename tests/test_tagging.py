@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data.tag_data import pieces
 from paradepth.data.tagged import read_conllu
@@ -177,15 +178,13 @@ def test_a_new_task_starts_from_a_tagger_with_its_words_and_a_new_head(run: Path
 
 def test_commands_on_a_tagging_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = json.loads((run / "evaluation.json").read_text())
-    assert main(["evaluate", str(run), "--branches", "1", "--json"]) == 0
-    first = json.loads(capsys.readouterr().out)
+    first = answer(capsys, "evaluate", run, "--branches", "1")
     assert first["accuracy"] == pytest.approx(kept["accuracy"][:1])
     assert main(["predict", str(run), "the station moves .", "a fabion opizes ."]) == 0
     said = capsys.readouterr().out
     assert "the/DET station/NOUN moves/" in said
     assert "a/DET fabion/NOUN opizes/VERB ./PUNCT" in said
-    assert main(["predict", str(run), "The dabions opize.", "--raw", "--branches", "2", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["predictions"]
+    told = answer(capsys, "predict", run, "The dabions opize.", "--raw", "--branches", "2")["predictions"]
     words = ["The", "dabions", "opize", "."]
     expected = tag(paradepth.from_pretrained(run), load_words(run), [words], branches=2)[0]
     assert told == [{"words": words, "tags": expected}]

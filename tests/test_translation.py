@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import paradepth
+from commands import answer
 from paradepth.cli import main
 from paradepth.data import load_tokenizer
 from paradepth.models import translate
@@ -184,12 +185,10 @@ def test_sentences_files_and_standard_input_are_translated(
     source, out = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("\n".join([*german[:4], "", *german[4:]]) + "\n")
     arguments = ["translate", str(run), "--file", str(source), "--batch-size", "2"]
-    assert main([*arguments, "--out", str(out), "--json"]) == 0
+    told = answer(capsys, *arguments, "--out", out)
     assert out.read_text().split("\n") == [*english[:4], "", *english[4:], ""]
-    told = json.loads(capsys.readouterr().out)
     assert (told["sentences"], told["cut"], told["out"]) == (10, [], str(out))
-    assert main([*arguments, "--json", "--beams", "1", "--branches", "1"]) == 0
-    said = json.loads(capsys.readouterr().out)["translations"]
+    said = answer(capsys, *arguments, "--beams", 1, "--branches", 1)["translations"]
     built, tokenizer = paradepth.from_pretrained(run), load_tokenizer(run)
     assert said == translate(built, tokenizer, source.read_text().split("\n")[:-1], beams=1, branches=1)
     monkeypatch.setattr("sys.stdin", _Input(source.read_bytes()))
