@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paradepth.depth import Stack
-from paradepth.models import from_pretrained
+from paradepth.studies.measurements._source import Source
 from paradepth.theory.branch_sum import (
     exact_states,
     first_guess,
@@ -18,8 +18,6 @@ from paradepth.theory.branch_sum import (
     interval_lengths,
     output_distances,
 )
-from paradepth.train.run import read_run_config
-from paradepth.train.tasks import load_data
 
 Figures = dict[str, float | list[float]]
 
@@ -37,22 +35,13 @@ def measure(*, seed: int, data_dir: Path | None, run_dir: Path, source: Path | N
     Raises:
         ValueError: no source, a run of another seed or of branches, or no sample.
     """
-    if source is None or samples < 1:
-        raise ValueError(f"source is {source} and samples {samples}; a finished run and at least one sample are needed")
-    config = read_run_config(source)
-    if config.run_options.seed != seed:
-        raise ValueError(f"seed is {seed}, and {source} was trained with {config.run_options.seed}")
-    if data_dir is not None:
-        config = config.replace(data_dir=data_dir)
-    task = load_data(config, assets=source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = task.new_model()
-        task.normalise(fresh)
-    inputs, _ = task.ordered("validation", 0, samples)
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1")
+    run = Source.read(source, data_dir=data_dir, seed=seed)
+    inputs, _ = run.task.ordered("validation", 0, samples)
     found: Figures = {}
     lengths: list[int] = []
-    for name, model in (("initial", fresh.eval()), ("trained", from_pretrained(source))):
+    for name, model in (("initial", run.initial()), ("trained", run.trained())):
         if not isinstance(model.trunk, Stack):
             raise ValueError(f"{source} is a run of branches; the distance to a branch sum is that of a serial stack")
         with torch.no_grad():

@@ -15,12 +15,10 @@ from torch import Tensor
 from paradepth.branches import Branches
 from paradepth.data.seeds import generator
 from paradepth.depth import Stack
-from paradepth.models import from_pretrained
 from paradepth.nn import EncoderLayer
+from paradepth.studies.measurements._source import Source
 from paradepth.theory import Explanation, explain, trunk_form
 from paradepth.train.explain import chosen_batches
-from paradepth.train.run import read_run_config
-from paradepth.train.tasks import load_data
 
 Figures = dict[str, float | list[float]]
 
@@ -52,22 +50,11 @@ def measure(
     Raises:
         ValueError: no source, a run of another seed, or another `state`.
     """
-    if source is None or state not in ("trained", "initial"):
-        raise ValueError(f"source is {source} and state {state!r}; a run is needed, and 'trained' or 'initial'")
-    config = read_run_config(source)
-    if config.run_options.seed != seed:
-        raise ValueError(f"seed is {seed}, and {source} was trained with {config.run_options.seed}")
-    if data_dir is not None and config.data_options.data_dir is not None:  # embedded data have none
-        config = config.replace(data_dir=data_dir)
-    task = load_data(config, assets=source)
-    if state == "trained":
-        model = from_pretrained(source)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = task.new_model()
-        task.normalise(model)
-    found = explain(model.eval(), chosen_batches(task, "validation", samples))
+    if state not in ("trained", "initial"):
+        raise ValueError(f"state is {state!r}; it must be 'trained' or 'initial'")
+    run = Source.read(source, data_dir=data_dir, seed=seed)
+    model = run.trained() if state == "trained" else run.initial()
+    found = explain(model, chosen_batches(run.task, "validation", samples))
     return {"parameters": float(sum(p.numel() for p in model.parameters())), **figures(found)}
 
 

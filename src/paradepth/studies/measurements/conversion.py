@@ -10,6 +10,7 @@ from paradepth.compress.output import tuning_cost
 from paradepth.depth import AsBranches, Stack
 from paradepth.depth.as_branches import Groups
 from paradepth.models import TrunkModel
+from paradepth.studies.measurements._source import check_seed
 from paradepth.studies.record import read_events
 
 Figures = dict[str, float | list[float]]
@@ -55,8 +56,7 @@ def measure(
     if source is None:
         raise ValueError("a conversion starts from a finished run, and none is given")
     bench = Workbench.of_run(source, data_dir=data_dir)
-    if bench.config.run_options.seed != seed:
-        raise ValueError(f"seed is {seed}, and {source} was trained with {bench.config.run_options.seed}")
+    check_seed(seed, bench.config, source)
     steps = _steps(source)
     wrong = [fraction for fraction in fractions if not 0 < fraction <= 1 or round(fraction * steps) < 1]
     if wrong:

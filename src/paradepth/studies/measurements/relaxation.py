@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from paradepth.distributed import World
-from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models import TrunkModel
 from paradepth.nn import StaticMixing
+from paradepth.studies.measurements._source import Source
 from paradepth.theory.relax import layers_of, relax
 from paradepth.train.evaluate import evaluate
-from paradepth.train.run import read_run_config
-from paradepth.train.tasks import Task, load_data
+from paradepth.train.tasks import Task
 
 _WORLD = World(0, 1, torch.device("cpu"))
 
@@ -56,13 +56,10 @@ def measure(
     for name, value in (("samples", samples), ("tested", tested)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if source is None:
-        raise ValueError("relaxation measures a finished run; give it as source")
-    config = read_run_config(source).replace(flip=False, crop_padding=0, rand_augment=None)
-    task = load_data(config if data_dir is None else config.replace(data_dir=data_dir), assets=source)
-    model = from_pretrained(source)
-    inputs = _training_inputs(task, samples)
-    part: Any = _First(task, tested)
+    run = Source.read(source, data_dir=data_dir, flip=False, crop_padding=0, rand_augment=None)
+    model: TrunkModel = run.trained()
+    inputs = _training_inputs(run.task, samples)
+    part: Any = _First(run.task, tested)
 
     def scores(changed: TrunkModel) -> tuple[float, float]:
         result = evaluate(changed, part, "test", world=_WORLD)

@@ -49,23 +49,18 @@ def measure(
         ValueError: no source, or one that is no classifier with branches and gates of samples.
     """
     from paradepth.branches import Branches
-    from paradepth.models import ImageClassifier, SequenceClassifier, from_pretrained
-    from paradepth.train.run import read_run_config
-    from paradepth.train.tasks import load_data
+    from paradepth.models import ImageClassifier, SequenceClassifier
+    from paradepth.studies.measurements._source import Source
 
-    if source is None:
-        raise ValueError("routing measures a finished run; give the cell one that it comes after")
-    model, config = from_pretrained(source), read_run_config(source)
+    run = Source.read(source, data_dir=data_dir)
+    model = run.trained()
     if not isinstance(model, ImageClassifier | SequenceClassifier) or not isinstance(model.trunk, Branches):
         raise ValueError(f"{source} is no classifier with branches")
     if model.causal:
         raise ValueError(f"{source} is causal: its gates are of tokens, and no branch can be left out")
-    if data_dir is not None:
-        config = config.replace(data_dir=data_dir)
-    task = load_data(config, assets=source)
     depths = torch.tensor([float(branch.depth) for branch in model.trunk.first(None)])
     cost_n = depths / depths.sum()
-    seen, tested = (_Sums(model, task, split) for split in ("validation", "test"))
+    seen, tested = (_Sums(model, run.task, split) for split in ("validation", "test"))
     ones = torch.ones_like(seen.gates_nB)
     found: dict[str, float | list[float]] = {"full": tested.accuracy(None), "calibration_error": tested.error(None)}
     n = len(cost_n)
