@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from paradepth.atomic import write_bytes
-from paradepth.export.describe import KEY, describe, read_assets, read_description
+from paradepth.export.describe import KEY, graph_with_texts, read_description
 from paradepth.export.files import Exported, check_target
-from paradepth.export.graph import build_graph
 from paradepth.export.quiet import quiet
 from paradepth.export.verify import TOLERANCE, verify
 from paradepth.models.base import TrunkModel
@@ -47,18 +45,15 @@ def export_aoti(
 
     path = check_target(path, suffix=".pt2", overwrite=overwrite)
     check_compiler()
-    graph = build_graph(model, branches=branches, prefixes=prefixes)
-    found = read_assets(model.model_type, assets)
-    told = describe(graph, assets=found)
-    metadata = {KEY: json.dumps(told, ensure_ascii=False), **found}
+    graph, told, texts = graph_with_texts(model, branches=branches, prefixes=prefixes, assets=assets)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
-        with quiet(), config.patch({"aot_inductor.metadata": metadata}):
+        with quiet(), config.patch({"aot_inductor.metadata": texts}):
             aoti_compile_and_package(graph.program(), package_path=str(package))
         run = _load(package)
         verification = verify(graph, lambda inputs: run(*inputs), tolerance=tolerance)
         write_bytes(path, package.read_bytes())
-    return Exported(path, told, verification)
+    return Exported(path, told, verification, graph)
 
 
 def check_compiler() -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paradepth.export.graph import Graph
+from paradepth.export.graph import Graph, build_graph
+from paradepth.models.base import TrunkModel
 from paradepth.models.pretrained import config_dict
 
 FORMAT_VERSION = 1
@@ -58,6 +59,25 @@ def describe(graph: Graph, *, assets: dict[str, str]) -> dict[str, Any]:
         "preprocessing": _preprocessing(model),
         "assets": sorted(assets),
     }
+
+
+def graph_with_texts(
+    model: TrunkModel, *, branches: int | None, prefixes: bool, assets: str | Path | None, key: str = KEY
+) -> tuple[Graph, dict[str, Any], dict[str, str]]:
+    """What an exporter writes: the graph, its description, and the texts that go into the file, by name.
+
+    Args:
+        model, branches, prefixes: as of `build_graph`.
+        assets: a folder with the files that the model needs to be used.
+        key: name of the description among the texts.
+
+    Raises:
+        ValueError: what `build_graph` refuses, or a file that cannot be read.
+    """
+    graph = build_graph(model, branches=branches, prefixes=prefixes)
+    found = read_assets(model.model_type, assets)
+    told = describe(graph, assets=found)
+    return graph, told, {key: json.dumps(told, ensure_ascii=False), **found}
 
 
 def _preprocessing(model: Any) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paradepth.export.graph import Graph
 from paradepth.export.verify import Verification
 
 
@@ -17,11 +18,13 @@ class Exported:
         path: the file.
         description: what the file says of itself.
         verification: how it compares with PyTorch.
+        graph: what was exported.
     """
 
     path: Path
     description: dict[str, Any]
     verification: Verification
+    graph: Graph = field(repr=False, compare=False)
 
 
 def check_target(path: str | Path, *, suffix: str, overwrite: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from paradepth.atomic import write_bytes
-from paradepth.export.describe import KEY, describe, read_assets
+from paradepth.export.describe import graph_with_texts
 from paradepth.export.files import Exported, check_target, missing_extra
-from paradepth.export.graph import Graph, build_graph
+from paradepth.export.graph import Graph
 from paradepth.export.quiet import quiet
 from paradepth.export.session import open_session
 from paradepth.export.verify import TOLERANCE, verify
@@ -66,15 +65,13 @@ def export_onnx(
     path = check_target(path, suffix=".onnx", overwrite=overwrite)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _need(package)
-    graph = build_graph(model, branches=branches, prefixes=prefixes)
+    graph, told, texts = graph_with_texts(model, branches=branches, prefixes=prefixes, assets=assets)
     size = sum(tensor.numel() * tensor.element_size() for tensor in graph.module.state_dict().values())
     if size > _LARGEST:
         raise ValueError(
             f"the model has {size / 2**30:.1f} GiB of weights, and an ONNX file holds 2; take format torch"
         )
-    found = read_assets(model.model_type, assets)
-    told = describe(graph, assets=found)
-    content = _onnx_bytes(graph, {KEY: json.dumps(told, ensure_ascii=False), **found})
+    content = _onnx_bytes(graph, texts)
     session = open_session(content, threads=1)
     names = [spec.name for spec in graph.inputs]
 
@@ -84,7 +81,7 @@ def export_onnx(
 
     verification = verify(graph, run, tolerance=tolerance)
     write_bytes(path, content)
-    return Exported(path, told, verification)
+    return Exported(path, told, verification, graph)
 
 
 def _need(package: str) -> None:

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from paradepth.atomic import write_bytes
-from paradepth.export.describe import KEY, describe, read_assets, read_description
+from paradepth.export.describe import KEY, graph_with_texts, read_description
 from paradepth.export.files import Exported, check_target
-from paradepth.export.graph import build_graph
 from paradepth.export.quiet import quiet
 from paradepth.export.verify import TOLERANCE, verify
 from paradepth.models.base import TrunkModel
@@ -60,19 +59,16 @@ def export_program(
     (True, 0)
     """
     path = check_target(path, suffix=".pt2", overwrite=overwrite)
-    graph = build_graph(model, branches=branches, prefixes=prefixes)
-    found = read_assets(model.model_type, assets)
-    told = describe(graph, assets=found)
+    graph, told, texts = graph_with_texts(model, branches=branches, prefixes=prefixes, assets=assets, key=DESCRIPTION)
     program = graph.program()
     program.example_inputs = None  # they would be the only pickle in the file
     buffer = io.BytesIO()
-    extra = {DESCRIPTION: json.dumps(told, ensure_ascii=False), **found}
     with quiet():
-        torch.export.save(program, buffer, extra_files=extra)
+        torch.export.save(program, buffer, extra_files=texts)
     run = _load(io.BytesIO(buffer.getvalue())).module()
     verification = verify(graph, lambda inputs: run(*inputs), tolerance=tolerance)
     write_bytes(path, buffer.getvalue())
-    return Exported(path, told, verification)
+    return Exported(path, told, verification, graph)
 
 
 def load_program(path: str | Path) -> tuple[Callable[..., tuple[Tensor, ...]], dict[str, Any]]:

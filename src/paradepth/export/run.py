@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from paradepth.atomic import write_json
 from paradepth.export.aoti import export_aoti, load_aoti
 from paradepth.export.files import Exported
-from paradepth.export.graph import build_graph
 from paradepth.export.latency import latency_table, surroundings, warning
 from paradepth.export.onnx_file import export_onnx
 from paradepth.export.program import export_program, load_program
@@ -80,7 +79,7 @@ def export_run(
         "description": done.description,
     }
     if latency:
-        result["latency"] = details["latency"] = _latency(model, done, format, branches, prefixes, threads)
+        result["latency"] = details["latency"] = _latency(done, format, threads)
         details["machine"] = surroundings(threads)
         note = warning(details["machine"])
         if note:
@@ -90,11 +89,8 @@ def export_run(
     return {**result, "details": str(beside)}
 
 
-def _latency(
-    model: Any, done: Exported, format: str, branches: int | None, prefixes: bool, threads: int | None
-) -> list[dict[str, Any]]:
-    graph = build_graph(model, branches=branches, prefixes=prefixes)
+def _latency(done: Exported, format: str, threads: int | None) -> list[dict[str, Any]]:
     if format == "onnx":
-        return latency_table(graph, onnx=done.path.read_bytes(), threads=threads)
+        return latency_table(done.graph, onnx=done.path.read_bytes(), threads=threads)
     program, _ = (load_program if format == "torch" else load_aoti)(done.path)
-    return latency_table(graph, run=program, threads=threads)
+    return latency_table(done.graph, run=program, threads=threads)
