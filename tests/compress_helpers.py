@@ -88,22 +88,33 @@ def images(samples: int = 12) -> tuple[Tensor, Tensor]:
     return inputs, torch.randint(3, (samples,), generator=draws)
 
 
+def text_model(kind: str, **options: Any) -> Any:
+    """A model in float64 for `texts`, of one of the kinds of `other_kinds`."""
+    small: dict[str, Any] = {"width": 8, "heads": 2, "mlp": 12, "depth": 1, "branches": 3, "vocab_size": 19}
+    name, own = {
+        "texts": ("text_classifier_nano", {"pad": 0, "separator": 2, "context": 7, "num_classes": 3}),
+        "language": ("gpt_nano", {"context": 7}),
+        "translation": ("translator_nano", {"context": 9}),
+    }[kind]
+    return roughen(paradepth.create_model(name, **{**small, **own, **options}).double()).eval()
+
+
+def texts() -> Tensor:
+    """Twelve texts of seven tokens; every second one ends in two tokens of padding."""
+    draws = torch.Generator().manual_seed(3)
+    drawn = torch.randint(1, 19, (12, 7), generator=draws)
+    drawn[::2, 5:] = 0
+    return drawn
+
+
 def other_kinds(**options: Any) -> dict[str, tuple[Any, Any, Tensor]]:
     """Models that are no classifiers of images, with inputs and targets, some of which do not count."""
-    small: dict[str, Any] = {"width": 8, "heads": 2, "mlp": 12, "depth": 1, "branches": 3, "vocab_size": 19, **options}
-    draws = torch.Generator().manual_seed(3)
-    tokens = torch.randint(1, 19, (12, 7), generator=draws)
-    tokens[::2, 5:] = 0
-    marks = torch.where(tokens == 0, IGNORED, tokens % 3)
-    text = roughen(
-        paradepth.create_model("text_classifier_nano", **small, pad=0, separator=2, context=7, num_classes=3).double()
-    ).eval()
-    language = roughen(paradepth.create_model("gpt_nano", **small, context=7).double()).eval()
-    translator = roughen(paradepth.create_model("translator_nano", **small, context=9).double()).eval()
+    x = texts()
+    marks = torch.where(x == 0, IGNORED, x % 3)
     return {
-        "texts": (text, tokens, tokens[:, 0] % 3),
-        "language": (language, tokens, marks),
-        "translation": (translator, (tokens, tokens[:, :5]), marks[:, 2:]),
+        "texts": (text_model("texts", **options), x, x[:, 0] % 3),
+        "language": (text_model("language", **options), x, marks),
+        "translation": (text_model("translation", **options), (x, x[:, :5]), marks[:, 2:]),
     }
 
 

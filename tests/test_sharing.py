@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import paradepth
+from compress_helpers import classifier, images, text_model
 from paradepth.branches import Batched, Threads
 from paradepth.compress import check_plan, parse_plan
 from paradepth.depth import MGRIT, Picard
@@ -28,8 +29,6 @@ from paradepth.train.options import DepthOptions
 from paradepth.train.start import take_over
 from runs import Stop, stop_at, tiny_config
 
-TINY: dict[str, Any] = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3}
-TINY |= {"width": 8, "heads": 2, "mlp": 16}
 SHARES = ("branches", "depth", "attention", "mlp")
 shapes = st.fixed_dictionaries(
     {
@@ -42,18 +41,15 @@ shapes = st.fixed_dictionaries(
 )
 
 
-def classifier(**options: Any) -> Any:
-    model = paradepth.create_model("paraformer_nano", **{**TINY, **options}).double()
+def network(**options: Any) -> Any:
+    """A small classifier in training."""
+    model = classifier(mlp=16, **options)
     set_dropout_key(model, seed=3, step=1)
     return model.train()
 
 
 def serial(**options: Any) -> Any:
-    return paradepth.create_model("vit_nano", **{**TINY, **options}).double()
-
-
-def images(batch: int = 3) -> Tensor:
-    return torch.rand(batch, 1, 8, 8, dtype=torch.float64)
+    return network(branches=0, **options)
 
 
 def full_state(model: Any) -> dict[str, Tensor]:
@@ -99,7 +95,7 @@ def check_gradients(model: Any, twin: Any, x: Tensor) -> None:
 @settings(max_examples=15)
 @given(shape=shapes)
 def test_values_and_gradients_are_those_of_the_untied_network(shape: dict) -> None:
-    model, x = classifier(**shape), images()
+    model, x = network(**shape), images(3)[0]
     twin = untied(model)
     assert torch.equal(model.prefix_logits(x), twin.prefix_logits(x))
     check_gradients(model, twin, x)
@@ -108,7 +104,7 @@ def test_values_and_gradients_are_those_of_the_untied_network(shape: dict) -> No
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("executor", [Batched(), Threads(2)])
 def test_executors_of_branches_add_up_the_uses(share: str, executor: Any) -> None:
-    model, x = classifier(share=share, branches=3, depth=2, dropout=0.2), images()
+    model, x = network(share=share, branches=3, depth=2, dropout=0.2), images(3)[0]
     twin = untied(model)
     model.trunk.executor = executor
     check_gradients(model, twin, x)
@@ -119,7 +115,7 @@ def test_executors_of_branches_add_up_the_uses(share: str, executor: Any) -> Non
 @pytest.mark.parametrize("share", ["depth", "attention", "mlp"])
 @pytest.mark.parametrize("batched", [False, True])
 def test_executors_of_depth_add_up_the_uses(share: str, batched: bool) -> None:
-    model, x = serial(share=share, depth=6, step=0.5), images()
+    model, x = serial(share=share, depth=6, step=0.5), images(3)[0]
     twin = untied(model)
     kinds = (
         MGRIT(coarsening=2, forward_iterations=8, backward_iterations=8, batched=batched),
@@ -141,7 +137,7 @@ def test_executors_of_depth_add_up_the_uses(share: str, batched: bool) -> None:
     ],
 )
 def test_parameters_count_once(share: str, trunk: int, tmp_path: Path) -> None:
-    model, x = classifier(share=share, branches=3, depth=2).eval(), images()
+    model, x = network(share=share, branches=3, depth=2).eval(), images(3)[0]
     assert sum(p.numel() for p in model.trunk.parameters()) == trunk
     sizes = part_sizes(model)
     assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
@@ -161,10 +157,9 @@ def test_parameters_count_once(share: str, trunk: int, tmp_path: Path) -> None:
 
 
 def test_a_translator_shares_encoder_with_encoder_and_decoder_with_decoder() -> None:
-    options: dict[str, Any] = {"vocab_size": 30, "width": 8, "heads": 2, "mlp": 16, "branches": 2, "depth": 2}
-    pair = torch.randint(1, 30, (2, 5)), torch.randint(1, 30, (2, 4))
+    pair = torch.randint(1, 19, (2, 5)), torch.randint(1, 19, (2, 4))
     for share in SHARES:
-        model = paradepth.create_model("translator_nano", share=share, **options).double()
+        model = text_model("translation", share=share, branches=2, depth=2)
         twin = untied(model)
         close = torch.testing.assert_close
         close(model(pair), twin(pair), rtol=0, atol=0)
@@ -183,7 +178,7 @@ def test_a_translator_shares_encoder_with_encoder_and_decoder_with_decoder() -> 
 
 @pytest.mark.parametrize("share", SHARES)
 def test_growing_selecting_and_dropping_keep_the_sharing(share: str) -> None:
-    model, x = classifier(share=share, branches=3, depth=2).eval(), images()
+    model, x = network(share=share, branches=3, depth=2).eval(), images(3)[0]
     for k in (1, 2, 3):
         torch.testing.assert_close(model.truncate(k)(x), model.prefix_logits(x)[k - 1], rtol=0, atol=1e-12)
     state = model.stem(x)
@@ -200,22 +195,22 @@ def test_growing_selecting_and_dropping_keep_the_sharing(share: str) -> None:
         grown = model.grow(1, init="random")
     assert torch.equal(grown.truncate(3)(x), model(x))
     assert torch.equal(grown.drop(1)(x), model(x))
-    fresh = classifier(share=share, branches=3, depth=2).eval()
+    fresh = network(share=share, branches=3, depth=2).eval()
     assert take_over(fresh, model) == []
     assert torch.equal(fresh(x), model(x))
     with pytest.raises(ValueError, match="share is none here"):
-        take_over(classifier(branches=3, depth=2), model)
+        take_over(network(branches=3, depth=2), model)
 
 
 def test_branches_that_share_everything_are_one_counted_several_times() -> None:
-    model, x = classifier(share="branches", branches=3, depth=2).eval(), images()
+    model, x = network(share="branches", branches=3, depth=2).eval(), images(3)[0]
     state = model.stem(x)
     torch.testing.assert_close(model.trunk(state), state + 3 * (model.trunk.branches[0](state) - state))
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
 def test_an_optimiser_moves_a_shared_parameter_once_at_the_rate_of_its_first_part(optimiser: Any) -> None:
-    model, x = classifier(share="attention", branches=2, depth=1), images()
+    model, x = network(share="attention", branches=2, depth=1), images(3)[0]
     own = own_parameters(model)
     shared = model.trunk.branches[1].layers[0].attention.qkv.weight
     assert any(p is shared for p in own["branch1"])
@@ -268,8 +263,8 @@ def test_frozen_with_the_first_part_that_uses_it(tmp_path: Path) -> None:
 
 
 def test_exported_and_compressed_where_that_makes_sense() -> None:
-    model = classifier(share="attention", branches=3, depth=1).float().eval()
-    x = images().float()
+    model = network(share="attention", branches=3, depth=1).float().eval()
+    x = images(3)[0].float()
     graph = build_graph(model)
     torch.testing.assert_close(graph.program().module()(x)[0], model(x), rtol=1e-4, atol=1e-5)
     check_plan(parse_plan("prefix=2+distil=5"), model)
@@ -282,10 +277,10 @@ def test_exported_and_compressed_where_that_makes_sense() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: classifier(share="layers"), "none, branches, depth, attention, mlp"),
+        (lambda: network(share="layers"), "none, branches, depth, attention, mlp"),
         (lambda: serial(share="branches"), "a serial stack has none"),
         (lambda: check_depth(serial(share="depth", depth=4), DepthOptions(), 2), "would each have layers of their own"),
-        (lambda: check_depth(classifier(share="mlp"), DepthOptions(), 2), "would each have layers of their own"),
+        (lambda: check_depth(network(share="mlp"), DepthOptions(), 2), "would each have layers of their own"),
         (lambda: paradepth.convert(serial(share="depth", depth=4), branches=2), "other places"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import paradepth
-from compress_helpers import bench_for, classifier, images, other_kinds, roughen
+from compress_helpers import bench_for, classifier, images, roughen, text_model, texts
 from paradepth.branches import Batched, Loop, Threads, TrunkCache
 from paradepth.compress.merge import Merge
 from paradepth.compress.structured import Heads, Neurons
@@ -33,24 +33,6 @@ STATIC: dict[str, Any] = {"mixing": "static"}
 
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-
-
-def of_texts(kind: str, **options: Any) -> tuple[Any, Tensor]:
-    """A model of texts with static mixing and tokens; every second text has two tokens of padding."""
-    tokens = other_kinds()[kind][1]
-    small: dict[str, Any] = {
-        "width": 8,
-        "heads": 2,
-        "mlp": 12,
-        "depth": 1,
-        "branches": 3,
-        "vocab_size": 19,
-        "context": 7,
-    }
-    name = "gpt_nano"
-    if kind == "texts":
-        name, small = "text_classifier_nano", {**small, "pad": 0, "separator": 2, "num_classes": 3}
-    return roughen(paradepth.create_model(name, **{**small, **STATIC, **options}).double().eval()), tokens
 
 
 def by_head(mix: StaticMixing, x_TD: Tensor, seen_TS: Tensor | None = None) -> Tensor:
@@ -128,18 +110,18 @@ def test_dropout_falls_on_the_entries_of_the_matrices_anew_for_every_sample() ->
 
 @pytest.mark.parametrize("kind", ["texts", "language"])
 def test_padding_or_later_tokens_change_nothing(kind: str) -> None:
-    model, tokens = of_texts(kind)
-    short = tokens[:1, :5]  # the first text has five tokens and two of padding
-    whole, own = model(tokens)[:1], model(short)
+    model, x = text_model(kind, **STATIC), texts()
+    short = x[:1, :5]  # the first text has five tokens and two of padding
+    whole, own = model(x)[:1], model(short)
     close(whole if kind == "texts" else whole[:, :5], own)
-    changed = tokens[:1].clone()
+    changed = x[:1].clone()
     changed[:, 1] = 7
-    assert not torch.allclose(model(changed), model(tokens[:1]))
+    assert not torch.allclose(model(changed), model(x[:1]))
 
 
 def test_values_are_remembered() -> None:
-    model, tokens = of_texts("language", static_layers=(0, 2))
-    x, sides = model.embed(tokens)
+    model = text_model("language", **STATIC, static_layers=(0, 2))
+    x, sides = model.embed(texts())
     cache = TrunkCache(model.trunk)
     close(
         torch.cat([cache.advance(x[:, :3]), cache.advance(x[:, 3:4]), cache.advance(x[:, 4:])], 1),
