@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from paradepth.compress.step import Step
 from paradepth.distributed import World, process_count
 from paradepth.distributed.world import pick_device
 from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models.pretrained import quantisation_of
 from paradepth.models.quantised import check_learns
 from paradepth.nn import set_dropout_key
 from paradepth.train.config import Config
@@ -263,16 +263,11 @@ def check_run(run: Path) -> None:
     Raises:
         ValueError: not a run directory, not a finished run, a damaged or a quantised one.
     """
-    path = run / "config.json"
-    if not path.is_file():
+    if not (run / "config.json").is_file():
         raise ValueError(f"{run} is not a run directory: it has no config.json")
     if not (run / "model.safetensors").is_file():
         raise ValueError(f"{run} is not finished: it has no model.safetensors; paradepth resume {run} goes on with it")
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if isinstance(described, dict) and described.get("quantisation"):
+    if quantisation_of(run):
         raise ValueError(f"{run} is quantised, and integers are not changed again; take the run that it was made from")
 
 

@@ -169,6 +169,21 @@ def from_pretrained(path: str | Path, *, hub: bool = False, revision: str | None
     return model.eval()
 
 
+def quantisation_of(folder: Path) -> dict[str, Any] | None:
+    """How the model of a run or of a saved model is quantised: the entry of its `config.json`, None where there is
+    none.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return described.get("quantisation") if isinstance(described, dict) else None
+
+
 def push_to_hub(model: Any, repository: str, *, private: bool = False, token: str | None = None) -> str:
     """Uploads `config.json` and `model.safetensors` to a Hub repository, which is made if missing; returns its
     address."""

@@ -10,7 +10,7 @@ from typing import Any
 from paradepth.data.labelled import LABELLED_NAMES
 from paradepth.models import CausalLM, HFClassifier, TrunkModel, list_models, model_class
 from paradepth.models.hf_classifier import is_hf_folder
-from paradepth.models.pretrained import build_model
+from paradepth.models.pretrained import build_model, quantisation_of
 from paradepth.models.quantised import check_learns
 from paradepth.train.config import Config, ModelOptions
 from paradepth.train.tasks import TASKS, Task
@@ -143,7 +143,7 @@ def _described(folder: Path) -> tuple[Any, str | None]:
         found = build_model(described), described.get("training", {}).get("model")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a paradepth model: {error!r}") from error
-    check_learns(described.get("quantisation"), str(folder))
+    check_learns(quantisation_of(folder), str(folder))
     return found
 
 

@@ -5,7 +5,6 @@ Shapes: N classes, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from paradepth.data.seeds import generator
 from paradepth.models import TrunkModel, from_pretrained
+from paradepth.models.pretrained import quantisation_of
 from paradepth.models.quantised import check_learns
 from paradepth.train.checkpoint import CheckpointStore
 from paradepth.train.config import Config
@@ -109,8 +109,7 @@ def _check(source: Path, old: str, given: Mapping[str, Any], task: Any) -> None:
     for name in _CHOSEN:
         if name in given:
             raise ValueError(f"{name} follows from what grows, and from what old parts do; leave it out")
-    described = json.loads((source / "config.json").read_text())
-    check_learns(described.get("quantisation"), str(source))
+    check_learns(quantisation_of(source), str(source))
 
 
 def _options(config: Config, model: TrunkModel, grown: TrunkModel, old: Old, given: dict[str, Any]) -> Config:

@@ -20,7 +20,7 @@ from paradepth.atomic import write_json
 from paradepth.branches import branch_executor
 from paradepth.distributed import World, join_world, process_count
 from paradepth.models import TrunkModel
-from paradepth.models.pretrained import config_dict, save_pretrained
+from paradepth.models.pretrained import config_dict, quantisation_of, save_pretrained
 from paradepth.models.quantised import check_learns
 from paradepth.train.accounting import start_fields
 from paradepth.train.checkpoint import Checkpoint, CheckpointStore
@@ -160,7 +160,7 @@ def resume_run(
     """
     folder = Path(run_dir)
     config = _on_these_processes(read_run_config(folder), branch_processes)
-    check_learns(json.loads((folder / "config.json").read_text()).get("quantisation"), str(folder))
+    check_learns(quantisation_of(folder), str(folder))
     weights, evaluation = folder / "model.safetensors", folder / "evaluation.json"
     if weights.exists() and evaluation.exists():
         raise ValueError(
