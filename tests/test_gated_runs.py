@@ -17,9 +17,8 @@ from paradepth.atomic import write_text
 from paradepth.cli.runs import COMMANDS
 from paradepth.report.page import run_page
 from paradepth.report.read import read_run
-from paradepth.studies import gated, get_study, sharing
+from paradepth.studies import gated, get_study
 from paradepth.studies.gated import CONDITIONAL, DEPENDENT, GATED, LEFT_OUT, PLAIN
-from paradepth.studies.measurements import check_measurement
 from paradepth.studies.measurements.routing import measure
 from paradepth.studies.sharing import ABLATION, EFFICIENCY, NAMES, SIZES, TIMES, WIDENED
 from paradepth.train import Config, resume_run, start_run
@@ -187,28 +186,6 @@ def test_routing_measures_what_the_model_does(run: Path, tmp_path: Path) -> None
     assert found["parts_saved"] == sorted(found["parts_saved"])
     with pytest.raises(ValueError, match="give the cell one"):
         measure(seed=0, data_dir=None, run_dir=tmp_path, source=None)
-
-
-STUDIES = {"gated": gated.study, "sharing": sharing.study}
-
-
-@pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("size", ["smoke", "here", "paper"])
-def test_cells_are_well_formed(name: str, size: Any) -> None:
-    from paradepth.models import create_model
-    from paradepth.recipes import RECIPES
-
-    for cell in STUDIES[name](size, seeds=(0,)).cells:
-        if cell.command == "measure":
-            check_measurement(cell.recipe, cell.options)
-            continue
-        config = RECIPES[cell.recipe]().replace(**cell.options)
-        m = config.model_options
-        given = {key: value for key, value in vars(m).items() if key != "model" and value is not None}
-        size, channels = {"digits": (8, 1), "fashion_mnist": (28, 1)}.get(config.data_options.data, (32, 3))
-        shape = {"image_size": size, "channels": channels} if "text" not in m.model else {}
-        with torch.device("meta"):
-            create_model(m.model, **shape, **{k: v for k, v in given.items() if k not in ("deep_init", "init_weights")})
 
 
 def test_widened_trunks_have_the_parameters_of_one_that_shares_nothing() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from commands import answer
 from paradepth.continual import ContinualOptions
@@ -44,6 +45,9 @@ COMMITTED = {
     "transfer": (114, "0cc61a04e4e86cfd"),
     "stability": (200, "46cad6ba7a124db1"),
 }
+
+# Pixels a side and channels, which the data would tell.
+IMAGES = {"digits": (8, 1), "fashion_mnist": (28, 1), "cifar10": (32, 3), "cifar100": (32, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +119,19 @@ def test_the_example_of_the_documentation_runs(
 def test_every_cell_is_well_formed(name: str, size: Size) -> None:
     study = get_study(name, size)
     seen: set[tuple[Any, ...]] = set()
+    built: set[str] = set()
     for cell in study.cells:
         key = (cell.command, cell.recipe, json.dumps(dict(cell.options)), cell.after is None)
         if key not in seen:
             seen.add(key)
-            _check(cell)
+            _check(cell, built)
     assert {cell.seed for cell in study.cells} >= {0, 1, 2}
     assert study.protocol
     assert study.claims
 
 
-def _check(cell: Cell) -> None:
+def _check(cell: Cell, built: set[str]) -> None:
+    """`built` has the shapes of which there has been a model."""
     options = dict(cell.options)
     if cell.command == "measure":
         check_measurement(cell.recipe, options)
@@ -145,7 +151,15 @@ def _check(cell: Cell) -> None:
     fields = model_class(m.model).config_class.__dataclass_fields__
     shape = {key: getattr(m, key) for key in ModelOptions.__dataclass_fields__ if key in fields}
     shape = {key: value for key, value in shape.items() if value is not None}
+    d = config.data_options
+    if d.data in IMAGES:
+        size, channels = IMAGES[d.data]
+        shape |= {"image_size": d.image_size or size, "channels": d.channels or channels}
     made = model_config(m.model, **shape)
+    if repr(made) not in built:
+        built.add(repr(made))
+        with torch.device("meta"):
+            model_class(m.model)(made)
     executor = build_executor(config.depth_options)
     if config.depth_options.control:
         assert isinstance(executor, IterativeExecutor)
