@@ -58,7 +58,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
         texts.append(
             f"{_WORDS[name].capitalize()}: attention takes {mean(by_row[low]):.2f} ({low}) to {mean(by_row[high]):.2f} "
             f"({high}) times what static mixing of equal parameters takes; more, beyond the spread of the "
-            f"repetitions, at {len(dear)} of {len(by_row)} sizes{': ' + '; '.join(dear) if dear else ''}."
+            f"repetitions, at {_sizes(dear, list(by_row))}."
         )
     full = {r["label"]: r["measures"] for r in records}
     label, told = max(full.items(), key=lambda pair: pair[1]["static_full_parameters"])
@@ -70,6 +70,15 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
+def _sizes(some: list[str], every: list[str]) -> str:
+    """How many of the sizes, and which: the ones that are not among them where these are fewer."""
+    others = [label for label in every if label not in some]
+    if not others:
+        return f"all {len(every)} sizes"
+    named = f"all but {', '.join(others)}" if len(others) < len(some) else ", ".join(some)
+    return f"{len(some)} of {len(every)} sizes{f' ({named})' if named else ''}"
+
+
 def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     """Yes where a training step takes more time and more memory at every size, beyond two standard errors over the
     repetitions; no where neither does at any size; with conditions otherwise, the sizes named."""
@@ -79,13 +88,10 @@ def verdicts(records: list[dict[str, Any]]) -> dict[str, Verdict]:
     told = []
     for name in ("step_ratio", "saved_ratio"):
         means = [mean(row[name]) for row in found.values()]
-        count = sum(name in names for names in dear.values())
-        told.append(
-            f"{_WORDS[name]}: {min(means):.2f} to {max(means):.2f} times, more at {count} of {len(found)} sizes"
-        )
+        more = [label for label, names in dear.items() if name in names]
+        told.append(f"{_WORDS[name]}: {min(means):.2f} to {max(means):.2f} times, more at {_sizes(more, list(found))}")
     answer = "holds" if len(both) == len(found) else "holds with conditions" if any(dear.values()) else "does not hold"
-    where = f"; both at {', '.join(both)}" if 0 < len(both) < len(found) else ""
-    figure = f"Attention against static mixing of equal parameters, one layer: {'; '.join(told)}{where}."
+    figure = f"Attention against static mixing of equal parameters, one layer: {'; '.join(told)}."
     return {CLAIM.name: Verdict(answer, figure)}  # pyright: ignore[reportArgumentType]
 
 
