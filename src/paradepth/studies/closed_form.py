@@ -279,7 +279,7 @@ def _closed(found: _Found) -> Verdict:
 def _dependent(found: _Found) -> Verdict:
     more, parts = [], []
     for data in _sets(found):
-        for label, untrained in INITIAL.items():
+        for label, untrained in {**INITIAL, STAGEWISE: INITIAL[JOINT]}.items():
             for key, name in (("attention", "attention"), ("gates", "gates")):
                 after, before = (last(found[data][row], key) for row in (label, untrained))
                 more.append(compare(after, before) == Compared.BETTER)
