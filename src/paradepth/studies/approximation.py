@@ -128,23 +128,24 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
         f"Slope of log error against log number of branches, ± two standard errors: {rates}. Expected of "
         f"the best n-parameter approximation, −s/d: {expected}; of greedy approximation from a convex hull −0.5."
     )
+    compared = {label: found for (group, label), found in rows.items() if group.startswith(COMPUTE)}
     for what, key in (("stage", "stage_errors"), ("prefix of the trained model", "prefix_errors")):
         shown = "; ".join(
-            f"{group}, {label} " + " · ".join(f"{100 * value:.1f}" for value in means)
-            for (group, label), found in rows.items()
+            f"{label} " + " · ".join(f"{100 * value:.1f}" for value in means)
+            for label, found in compared.items()
             if len(means := _means(found, key)) > 1
         )
-        texts.append(f"Error in % at the end of each {what}, largest model: {shown}.")
+        texts.append(f"Error in % at the end of each {what}, largest model (other groups: see the plots): {shown}.")
     for what, key in (
-        ("contributions", "contribution_alignment"),
-        ("what their gradients would change", "update_alignment"),
+        ("what branches contribute", "contribution_alignment"),
+        ("what branches' gradients would change", "update_alignment"),
     ):
         shown = "; ".join(
-            f"{group}, {label} " + " · ".join(f"{value:+.2f}" for value in means)
-            for (group, label), found in rows.items()
+            f"{label} " + " · ".join(f"{value:+.2f}" for value in means)
+            for label, found in compared.items()
             if (means := _means(found, key))
         )
-        texts.append(f"Mean cosine between branches' {what} after 40, 60, 80 and 100 % of the budget: {shown}.")
+        texts.append(f"Mean cosine between {what} after 40, 60, 80 and 100 % of the budget: {shown}.")
     return texts
 
 
