@@ -115,36 +115,26 @@ _Rows = dict[tuple[str, str], list[dict[str, Any]]]
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """Errors at equal compute, rates, residuals of prefixes, alignments."""
     rows, texts = _rows(records), []
-    for group in dict.fromkeys(group for group, _ in rows):
-        shown = "; ".join(
-            f"{label} " + " · ".join(f"{100 * value:.1f}" for value in _means(found, "error"))
-            for (own, label), found in rows.items()
-            if own == group
-        )
-        texts.append(f"{group}: error in % of the function by number of branches: {shown}.")
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (group, label), found in rows.items():
+        groups.setdefault(group, {})[label] = found
+    for group, of in groups.items():
+        texts.append(f"{group}: error in % of the function by number of branches: {_shown(of, 'error')}.")
     rates = "; ".join(f"{_function(group)}, {label} {_rate(found)}" for (group, label), found in _updates(rows, ""))
     expected = ", ".join(f"{name} {-f['smoothness'] / f['dimension']:g}" for name, f in FUNCTIONS.items())
     texts.append(
         f"Slope of log error against log number of branches, ± two standard errors: {rates}. Expected of "
         f"the best n-parameter approximation, −s/d: {expected}; of greedy approximation from a convex hull −0.5."
     )
-    compared = {label: found for (group, label), found in rows.items() if group.startswith(COMPUTE)}
+    compared = next((of for group, of in groups.items() if group.startswith(COMPUTE)), {})
     for what, key in (("stage", "stage_errors"), ("prefix of the trained model", "prefix_errors")):
-        shown = "; ".join(
-            f"{label} " + " · ".join(f"{100 * value:.1f}" for value in means)
-            for label, found in compared.items()
-            if len(means := _means(found, key)) > 1
-        )
+        shown = _shown(compared, key)
         texts.append(f"Error in % at the end of each {what}, largest model (other groups: see the plots): {shown}.")
     for what, key in (
         ("what branches contribute", "contribution_alignment"),
         ("what branches' gradients would change", "update_alignment"),
     ):
-        shown = "; ".join(
-            f"{label} " + " · ".join(f"{value:+.2f}" for value in means)
-            for label, found in compared.items()
-            if (means := _means(found, key))
-        )
+        shown = _shown(compared, key, factor=1.0, form="+.2f")
         texts.append(f"Mean cosine between {what} after 40, 60, 80 and 100 % of the budget: {shown}.")
     return texts
 
@@ -303,6 +293,15 @@ def _function(group: str) -> str:
 
 def _means(found: list[dict[str, Any]], key: str) -> list[float]:
     return [mean(column) for column in zip(*(record["measures"][key] for record in found), strict=True)]
+
+
+def _shown(of: dict[str, list[dict[str, Any]]], key: str, *, factor: float = 100.0, form: str = ".1f") -> str:
+    """The rows of a group with their means, where there is more than one."""
+    return "; ".join(
+        f"{label} " + " · ".join(f"{factor * value:{form}}" for value in means)
+        for label, found in of.items()
+        if len(means := _means(found, key)) > 1
+    )
 
 
 def _rate(found: list[dict[str, Any]]) -> str:

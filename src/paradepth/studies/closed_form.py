@@ -69,6 +69,7 @@ VARIATIONS = ("attention", "gates", "operator")
 RANDOM = "random architectures"
 JOINT, STAGEWISE, SERIAL = "PF 4×2 joint", "PF 4×2 stagewise", "serial, depth 8"
 INITIAL = {JOINT: "PF 4×2, untrained", SERIAL: "serial, untrained"}
+BEFORE = {**INITIAL, STAGEWISE: INITIAL[JOINT]}  # the same network, whatever order its branches learn in
 SLUGS = {JOINT: "joint", STAGEWISE: "stagewise", SERIAL: "serial"}
 SETS = ("images", "text")
 
@@ -279,7 +280,7 @@ def _closed(found: _Found) -> Verdict:
 def _dependent(found: _Found) -> Verdict:
     more, parts = [], []
     for data in _sets(found):
-        for label, untrained in {**INITIAL, STAGEWISE: INITIAL[JOINT]}.items():
+        for label, untrained in BEFORE.items():
             for key, name in (("attention", "attention"), ("gates", "gates")):
                 after, before = (last(found[data][row], key) for row in (label, untrained))
                 more.append(compare(after, before) == Compared.BETTER)
