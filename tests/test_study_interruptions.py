@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from study_runner_helpers import FakeRunner, fake_cell, fake_command, fake_study
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
     return quick_runner(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def terminal_signals() -> Iterator[None]:
+    """Where the session runs in the background (nohup, &) it ignores SIGINT and SIGHUP, and so do studies it starts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _interruptible() -> Study:
@@ -59,6 +71,7 @@ def _cell_pids(base: Path) -> dict[str, int]:
     return json.loads((base / "out" / ".lock").read_text())["cells"]
 
 
+@pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("forked", [False, True], ids=["new processes", "forked"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_stopped_study_goes_on_where_it_was(runner: FakeRunner, number: signal.Signals, forked: bool) -> None:
