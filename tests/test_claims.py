@@ -11,6 +11,7 @@ import pytest
 from paradepth.studies import STUDIES, get_study
 from paradepth.studies.claims import BENCHMARKS, SUBJECTS, Row, page, rows
 from paradepth.studies.claims import branches as of_branches
+from paradepth.studies.claims import compression as of_sizes
 from paradepth.studies.claims import layers as of_layers
 from paradepth.studies.claims.__main__ import main
 
@@ -157,8 +158,11 @@ def plan(name: str, accuracy: float, parameters: int, size: int) -> dict[str, An
 def test_compression(prefix: int, size: int, answer: str) -> None:
     points = [plan("full", 0.9, 100, 100), plan("prefix=1", 0.896, prefix, 30), plan("int8", 0.9, 100, 40)]
     points += [plan("prefix=1+int8", 0.896, prefix, size), plan("prefix=1+int4", 0.5, prefix, 1)]
-    verdict = of_branches.compression_at_minimal_loss({"points": points})
+    found, same = {"points": points}, {"points": [points[0], plan("prefix=1", 0.896, 20, 20)]}
+    verdict = of_sizes.compression_at_minimal_loss(found, found)
     assert verdict.verdict == answer
+    mixed = of_sizes.compression_at_minimal_loss(found, same)  # one set of data where it holds
+    assert mixed.verdict == (answer if answer == "holds" else "holds with conditions")
     assert f"prefix=1: {100 / prefix:.2f} times smaller in parameters for 0.40 points" in verdict.figure
 
 
@@ -173,7 +177,10 @@ def test_compression(prefix: int, size: int, answer: str) -> None:
 def test_quantisation_and_pruning(extra: list[tuple[str, float, int]], answer: str) -> None:
     points = [plan("full", 0.9, 100, 100), plan("prefix=1", 0.9, 30, 30)]
     points += [plan(name, accuracy, 30, size) for name, accuracy, size in extra]
-    assert of_branches.quantisation_and_pruning({"points": points}).verdict == answer
+    verdict = of_sizes.quantisation_and_pruning({"points": points}, {"points": points})
+    assert verdict.verdict == answer
+    assert ("no pruned model" in verdict.figure) == (answer != "holds")
+    assert ("no quantised model" in verdict.figure) == (answer == "does not hold")
 
 
 def solved(cosine: float, **fields: Any) -> dict[str, Any]:

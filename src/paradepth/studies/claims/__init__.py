@@ -10,10 +10,11 @@ from typing import get_args
 from paradepth.studies import STUDIES, get_study
 from paradepth.studies.claim import SOURCES, Answer, Claim, Verdict
 from paradepth.studies.claims.branches import BRANCH_CLAIMS
+from paradepth.studies.claims.compression import COMPRESSION_CLAIMS
 from paradepth.studies.claims.layers import LAYER_CLAIMS
 from paradepth.studies.collect import collect
 
-BENCHMARKS = (*BRANCH_CLAIMS, *LAYER_CLAIMS)
+BENCHMARKS = (*BRANCH_CLAIMS, *COMPRESSION_CLAIMS, *LAYER_CLAIMS)
 
 # What the papers claim or leave open, by subject; each subject needs a claim.
 SUBJECTS: dict[str, tuple[str, ...]] = {

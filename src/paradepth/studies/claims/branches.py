@@ -1,4 +1,4 @@
-"""Claims about branches that benchmarks answer: devices, latency, compression."""
+"""Claims about branches that benchmarks of time answer: devices and latency."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from paradepth.studies.claims.source import BenchmarkClaim
 from paradepth.studies.rules import answer
 
 FASTER, DEVIATION = 3.30, 0.86  # the paper's speed over FairScale
-TOLERATED = 0.005  # loss of test accuracy that counts as minimal
 OURS, OLD_PIPELINES = "branch-parallel", ("pipeline (fairscale", "pipeline (torchgpipe")
 
 _DEVICES = "torchrun --nproc-per-node 2 benchmarks/devices/run.py --rounds 7 --out benchmarks/devices/result.json"
 _LATENCY = "python benchmarks/branch_latency/run.py --out benchmarks/branch_latency/result.json"
-_COMPRESS = "paradepth compress runs/fashion --no-latency --test"
 
 Rows = list[dict[str, Any]]
 
@@ -114,72 +112,6 @@ def fused_branches(latency: dict[str, Any]) -> Verdict:
     )
 
 
-def _plans(compression: dict[str, Any]) -> tuple[dict[str, Any], Rows]:
-    full = next(point for point in compression["points"] if point["plan"] == "full")
-    return full, [point for point in compression["points"] if point is not full]
-
-
-def _loss(full: dict[str, Any], point: dict[str, Any]) -> float:
-    return full["test"]["accuracy"] - point["test"]["accuracy"]
-
-
-def _is_prefix(point: dict[str, Any]) -> bool:
-    """Whether branches are dropped and nothing else changes the number of weights."""
-    return all(part.startswith(("prefix", "distil")) for part in point["plan"].split("+"))
-
-
-def _smallest(points: Rows, key: str) -> dict[str, Any]:
-    return min(points, key=lambda point: point[key])
-
-
-def _described(full: dict[str, Any], point: dict[str, Any], key: str) -> str:
-    times = full[key] / point[key]
-    return f"{point['plan']}: {times:.2f} times smaller in {key} for {100 * _loss(full, point):.2f} points"
-
-
-def compression_at_minimal_loss(compression: dict[str, Any]) -> Verdict:
-    """Holds where dropping branches alone makes 4.8 times fewer parameters within 0.5 points, with conditions where
-    quantisation on top of it makes a file so much smaller."""
-    return _compressed(compression, 4.8, TOLERATED)
-
-
-def compression_at_most(compression: dict[str, Any]) -> Verdict:
-    """The same for 15.07 times, whose loss is not stated: here within 5 points."""
-    return _compressed(compression, 15.07, 0.05)
-
-
-def _compressed(compression: dict[str, Any], times: float, tolerated: float) -> Verdict:
-    full, points = _plans(compression)
-    kept = [point for point in points if _loss(full, point) <= tolerated]
-    prefix = _smallest([point for point in kept if _is_prefix(point)], "parameters")
-    small = _smallest(kept, "bytes")
-    figure = (
-        f"{_described(full, prefix, 'parameters')}; with quantisation and pruning {_described(full, small, 'bytes')}."
-    )
-    if full["parameters"] / prefix["parameters"] >= times:
-        return Verdict("holds", figure)
-    return Verdict("holds with conditions" if full["bytes"] / small["bytes"] >= times else "does not hold", figure)
-
-
-def quantisation_and_pruning(compression: dict[str, Any]) -> Verdict:
-    """Holds where both quantisation and pruning make the file that dropping branches leaves smaller, within 0.5 points
-    of the full model; with conditions where one of them does."""
-    full, points = _plans(compression)
-    kept = [point for point in points if _loss(full, point) <= TOLERATED]
-    prefix = _smallest([point for point in kept if _is_prefix(point)], "bytes")
-    quantised = [p for p in kept if "int" in p["plan"] and not _is_pruned(p) and p["bytes"] < prefix["bytes"]]
-    pruned = [p for p in kept if _is_pruned(p) and "int8" in p["plan"]]
-    int8 = _smallest([p for p in quantised if "int8" in p["plan"]] or [prefix], "bytes")
-    pruned = [p for p in pruned if p["bytes"] < int8["bytes"]]
-    best = [_described(full, _smallest(found, "bytes"), "bytes") for found in (quantised, pruned) if found]
-    figure = f"Branches alone, {_described(full, prefix, 'bytes')}; on top of that {'; '.join(best)}."
-    return Verdict(answer([bool(quantised), bool(pruned)]), figure)
-
-
-def _is_pruned(point: dict[str, Any]) -> bool:
-    return any(part.startswith(("heads", "neurons", "magnitude")) for part in point["plan"].split("+"))
-
-
 def _processes(devices: dict[str, Any]) -> str:
     environment = devices["environment"]
     return f"{environment['world_size']} processes ({environment['device']})"
@@ -229,37 +161,5 @@ BRANCH_CLAIMS = (
         ("result.json",),
         fused_branches,
         _LATENCY,
-    ),
-    BenchmarkClaim(
-        Claim(
-            "compression-at-minimal-loss",
-            "Keeping the leading branches makes a model 4.8 times smaller at minimal loss.",
-            PARAFORMER,
-        ),
-        "compression",
-        ("fashion_mnist.json",),
-        compression_at_minimal_loss,
-        _COMPRESS,
-    ),
-    BenchmarkClaim(
-        Claim(
-            "compression-at-most", "Keeping the leading branches makes a model up to 15.07 times smaller.", PARAFORMER
-        ),
-        "compression",
-        ("fashion_mnist.json",),
-        compression_at_most,
-        _COMPRESS,
-    ),
-    BenchmarkClaim(
-        Claim(
-            "quantisation-and-pruning",
-            "Can quantisation and pruning be added to dropping branches?",
-            PARAFORMER,
-            "question",
-        ),
-        "compression",
-        ("fashion_mnist.json",),
-        quantisation_and_pruning,
-        _COMPRESS,
     ),
 )
