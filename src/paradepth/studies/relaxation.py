@@ -120,8 +120,16 @@ _GROUPS: dict[Size, dict[str, _Group]] = {"smoke": _SMOKE, "here": _HERE, "paper
 # ---- what was found ------------------------------------------------------------------------------------------------
 
 
+_WAYS = {
+    "everywhere": "the best linear map",
+    "everywhere_mean": "the mean of A(x)",
+    "everywhere_nothing": "nothing",
+}
+
+
 def findings(records: list[dict[str, Any]]) -> list[str]:
-    """Of each group what is lost from scratch and after training; then where a single layer or branch matters most."""
+    """Of each group what is lost from scratch and after training; whole sequences; then where a single layer or branch
+    matters most."""
     pairs, after = _pairs(records), _after(records)
     texts = []
     for name, (ours, theirs) in pairs.items():
@@ -130,16 +138,22 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
         if name in after:
             m = after[name]
             kept = f"{show('accuracy', m['accuracy'])} % of the trained model (on the samples tested)"
-            ways = {"best linear map": "everywhere", "mean of A(x)": "everywhere_mean", "nothing": "everywhere_nothing"}
-            lost = ", ".join(f"{100 * mean(m[f'lost_{key}']):.2f} by the {way}" for way, key in ways.items())
+            lost = ", ".join(f"{100 * mean(m[f'lost_{key}']):.2f} by {way}" for key, way in _WAYS.items())
             text += f". After training, of {kept} points are lost when attention is replaced everywhere: {lost}"
         texts.append(f"{text}.")
+    whole = _pairs([record for record in records if _by_rule(record["group"])], "exact_accuracy")
+    if whole:
+        shown = "; ".join(
+            f"{name} {100 * mean(ours):.1f} and {100 * mean(theirs):.1f}" for name, (ours, theirs) in whole.items()
+        )
+        texts.append(f"Sequences answered without a mistake, in %, with attention and with static mixing: {shown}.")
     alone = {name: m for name, m in after.items() if len(m["lost_by_layer"][0]) > 1}
     for name, m in alone.items():
         by_layer = [mean(values) for values in zip(*m["lost_by_layer"], strict=True)]
         worst = max(range(len(by_layer)), key=lambda n: by_layer[n])
         text = f"{name}, one layer alone: between {100 * min(by_layer):.2f} and {100 * max(by_layer):.2f} points lost"
-        text += f", most in layer {worst + 1} of {len(by_layer)}"
+        if max(by_layer) > 0:
+            text += f", most in layer {worst + 1} of {len(by_layer)}"
         if "lost_by_branch" in m:
             by_branch = [mean(values) for values in zip(*m["lost_by_branch"], strict=True)]
             text += f"; one branch alone: {', '.join(f'{100 * value:.2f}' for value in by_branch)}"
@@ -202,8 +216,8 @@ def _by_rule(name: str) -> bool:
     return name.startswith(("recall", "copying", "sorting"))
 
 
-def _pairs(records: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """Accuracies with attention and with static mixing, by group; of a serial stack under the group's name with a
+def _pairs(records: list[dict[str, Any]], measure: str = "accuracy") -> dict[str, tuple[list[float], list[float]]]:
+    """A measure with attention and with static mixing, by group; of a serial stack under the group's name with a
     remark."""
     found: dict[str, dict[str, list[float]]] = {}
     for record in records:
@@ -211,7 +225,7 @@ def _pairs(records: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[f
             continue
         shape, _, mixing = record["label"].rpartition(", ")
         name = f"{record['group']} ({shape})" if shape else record["group"]
-        found.setdefault(name, {}).setdefault(mixing, []).append(measured(record, "accuracy")[-1])
+        found.setdefault(name, {}).setdefault(mixing, []).append(measured(record, measure)[-1])
     return {name: (rows[ATTENTION], rows[STATIC]) for name, rows in found.items()}
 
 
