@@ -315,11 +315,11 @@ def test_comparison_says_when_compute_is_not_matched(finished: Path, tmp_path: P
     far = make_run(tmp_path / "far", seed=2, compute=5.2e8 * 1.05)
     small = make_run(tmp_path / "small", branches=0, depth=2)
     out = tmp_path / "out.html"
-    assert Page(write_report([finished, near], out)).title.endswith("matched in compute and parameters")
+    assert Page(write_report([finished, near], out)).title.endswith("matched in layer evaluations and parameters")
     assert "not matched" not in Page(out).title
-    assert Page(write_report([finished, far], out)).title.endswith(", not matched in compute")
+    assert Page(write_report([finished, far], out)).title.endswith(", not matched in layer evaluations")
     assert Page(write_report([finished, small], out)).title.endswith(", not matched in parameters")
-    assert Page(write_report([far, small], out)).title.endswith(", not matched in compute and parameters")
+    assert Page(write_report([far, small], out)).title.endswith(", not matched in layer evaluations and parameters")
 
 
 def test_comparison_ranks_runs_and_tells_equal_names_apart(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ TOLERANCE = 0.02  # relative difference up to which two runs count as equal
 def mismatch(**values: Sequence[float]) -> str:
     """Says which of the named quantities differ by more than 2 %; empty when all agree.
 
-    >>> mismatch(compute=[100, 101], parameters=[5, 8])
+    >>> mismatch(layer_evaluations=[100, 101], parameters=[5, 8])
     'not matched in parameters'
     """
-    unequal = [name for name, series in values.items() if max(series) - min(series) > TOLERANCE * max(series)]
+    unequal = [
+        name.replace("_", " ") for name, series in values.items() if max(series) - min(series) > TOLERANCE * max(series)
+    ]
     return f"not matched in {' and '.join(unequal)}" if unequal else ""
 
 
@@ -35,7 +37,9 @@ def comparison_page(runs: Sequence[Run]) -> str:
     labels = run_labels(runs)
     main = common_measure(runs)
     data = sorted({run.data for run in runs})
-    unequal = mismatch(compute=[run.layer_evals for run in runs], parameters=[run.start["parameters"] for run in runs])
+    unequal = mismatch(
+        layer_evaluations=[run.layer_evals for run in runs], parameters=[run.start["parameters"] for run in runs]
+    )
     with figure.style():
         curve = common_curve(runs).key
         curves = [_curves(runs, labels, key) for key in (curve, "loss" if curve == "accuracy" else "accuracy")]
@@ -59,7 +63,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
     return render(
         "compare.html.j2",
         title=f"{len(runs)} runs on {' and '.join(data)}"
-        + (f", {unequal}" if unequal else ", matched in compute and parameters"),
+        + (f", {unequal}" if unequal else ", matched in layer evaluations and parameters"),
         subtitle="Curves share one axis of compute: layer evaluations of training.",
         notices=warnings,
         curves=[plot for plot in curves if plot],

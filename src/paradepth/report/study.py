@@ -98,7 +98,9 @@ def _trained(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -
     rows = sorted(group["rows"], key=lambda row: -main.worth(spread([values[-1] for values in row[main.key]])[0]))
     numbers = [colors[row["label"]] for row in rows]
     keys = [figure.key(row["label"], figure.series(n), figure.dash(n)) for row, n in zip(rows, numbers, strict=True)]
-    unequal = mismatch(compute=[row["layer_evals"] for row in rows], parameters=[row["parameters"] for row in rows])
+    unequal = mismatch(
+        layer_evaluations=[row["layer_evals"] for row in rows], parameters=[row["parameters"] for row in rows]
+    )
     drawn = [_strip(rows, numbers, f"group{number}-strip", main)]
     curves = _curves(rows, numbers, f"group{number}-curves", measure(group.get("curve", main.key)))
     lines = [_by_layers(row, main) for row in rows]
@@ -106,7 +108,7 @@ def _trained(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -
     if any(len(xs) > 1 for xs, _, _ in lines):
         several = [prefix_plot(lines, keys, numbers, f"group{number}-prefixes", main)]
     return {
-        "matched": unequal or "matched in compute and parameters",
+        "matched": unequal or "matched in layer evaluations and parameters",
         "plots": drawn + ([curves] if curves else []) + several,
         "legend": keys,
         "main": main,

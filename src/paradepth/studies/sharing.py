@@ -161,7 +161,8 @@ def _efficiency(found: _Found) -> Verdict:
             ours = last(of, "batched_speedup")
             gap = abs(mean(ours) - mean(base))
             changed.append(gap > CHANGE * mean(base) and gap > doubt(ours, base))
-    return Verdict(answer(changed), f"{'; '.join(f'{row}: {_times(of)}' for row, of in rows.items())}.")
+    shown = "; ".join(f"{row}: {_times(of)}" for row, of in rows.items())
+    return Verdict(answer(changed), f"A training step on one process: {shown}.")
 
 
 def _times(of: list[dict[str, Any]]) -> str:
