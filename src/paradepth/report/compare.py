@@ -20,16 +20,15 @@ Deviating = tuple[Sequence[float], Sequence[float], Sequence[float]]  # xs, ys, 
 TOLERANCE = 0.02  # relative difference up to which two runs count as equal
 
 
-def mismatch(**values: Sequence[float]) -> str:
-    """Says which of the named quantities differ by more than 2 %; empty when all agree.
+def matching(layer_evals: Sequence[float], parameters: Sequence[float]) -> str:
+    """Says what differs between runs by more than 2 %, or that nothing does.
 
-    >>> mismatch(layer_evaluations=[100, 101], parameters=[5, 8])
-    'not matched in parameters'
+    >>> matching([100, 101], [5, 8]), matching([100, 101], [5, 5])
+    ('not matched in parameters', 'matched in layer evaluations and parameters')
     """
-    unequal = [
-        name.replace("_", " ") for name, series in values.items() if max(series) - min(series) > TOLERANCE * max(series)
-    ]
-    return f"not matched in {' and '.join(unequal)}" if unequal else ""
+    compared = {"layer evaluations": layer_evals, "parameters": parameters}
+    unequal = [name for name, values in compared.items() if max(values) - min(values) > TOLERANCE * max(values)]
+    return f"{'not ' if unequal else ''}matched in {' and '.join(unequal or compared)}"
 
 
 def comparison_page(runs: Sequence[Run]) -> str:
@@ -37,9 +36,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
     labels = run_labels(runs)
     main = common_measure(runs)
     data = sorted({run.data for run in runs})
-    unequal = mismatch(
-        layer_evaluations=[run.layer_evals for run in runs], parameters=[run.start["parameters"] for run in runs]
-    )
+    matched = matching([run.layer_evals for run in runs], [run.start["parameters"] for run in runs])
     with figure.style():
         curve = common_curve(runs).key
         curves = [_curves(runs, labels, key) for key in (curve, "loss" if curve == "accuracy" else "accuracy")]
@@ -62,8 +59,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
     ]
     return render(
         "compare.html.j2",
-        title=f"{len(runs)} runs on {' and '.join(data)}"
-        + (f", {unequal}" if unequal else ", matched in layer evaluations and parameters"),
+        title=f"{len(runs)} runs on {' and '.join(data)}, {matched}",
         subtitle="Curves share one axis of compute: layer evaluations of training.",
         notices=warnings,
         curves=[plot for plot in curves if plot],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paradepth.report import figure, plots, text
-from paradepth.report.compare import mismatch, prefix_plot
+from paradepth.report.compare import matching, prefix_plot
 from paradepth.report.figure import Plot
 from paradepth.report.measured import check_measured, line_plot, measured_table
 from paradepth.report.measures import Measure, measure, spread
@@ -98,9 +98,6 @@ def _trained(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -
     rows = sorted(group["rows"], key=lambda row: -main.worth(spread([values[-1] for values in row[main.key]])[0]))
     numbers = [colors[row["label"]] for row in rows]
     keys = [figure.key(row["label"], figure.series(n), figure.dash(n)) for row, n in zip(rows, numbers, strict=True)]
-    unequal = mismatch(
-        layer_evaluations=[row["layer_evals"] for row in rows], parameters=[row["parameters"] for row in rows]
-    )
     drawn = [_strip(rows, numbers, f"group{number}-strip", main)]
     curves = _curves(rows, numbers, f"group{number}-curves", measure(group.get("curve", main.key)))
     lines = [_by_layers(row, main) for row in rows]
@@ -108,7 +105,7 @@ def _trained(group: Mapping[str, Any], number: int, colors: Mapping[str, int]) -
     if any(len(xs) > 1 for xs, _, _ in lines):
         several = [prefix_plot(lines, keys, numbers, f"group{number}-prefixes", main)]
     return {
-        "matched": unequal or "matched in layer evaluations and parameters",
+        "matched": matching([row["layer_evals"] for row in rows], [row["parameters"] for row in rows]),
         "plots": drawn + ([curves] if curves else []) + several,
         "legend": keys,
         "main": main,

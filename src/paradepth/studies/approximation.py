@@ -115,9 +115,7 @@ _Rows = dict[tuple[str, str], list[dict[str, Any]]]
 def findings(records: list[dict[str, Any]]) -> list[str]:
     """Errors at equal compute, rates, residuals of prefixes, alignments."""
     rows, texts = _rows(records), []
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for (group, label), found in rows.items():
-        groups.setdefault(group, {})[label] = found
+    groups = by_row(records)
     for group, of in groups.items():
         texts.append(f"{group}: error in % of the function by number of branches: {_shown(of, 'error')}.")
     rates = "; ".join(f"{_function(group)}, {label} {_rate(found)}" for (group, label), found in _updates(rows, ""))

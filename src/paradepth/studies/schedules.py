@@ -32,7 +32,6 @@ PROTOCOL = (
     "where it exceeds two standard errors over the seeds."
 )
 
-BUDGETS = {"small": "2e5 layer_evals", "large": "8e5 layer_evals", "largest": "3.2e6 layer_evals"}
 NOTES = {
     "small": "200,000 layer evaluations: 0.46 epochs of a stack of depth 8 on 54,000 images.",
     "large": "800,000 layer evaluations: 1.85 epochs of a stack of depth 8.",
@@ -63,6 +62,7 @@ DIGITS: dict[str, Any] = {  # what makes a run of images take a moment, on data 
 }
 STAGEWISE: dict[str, Any] = {"schedule": "stagewise", "predecessors": "free", "anneal": "run", "new_branch": "zero"}
 STAGEWISE |= {"advance_on": "fixed", "prefix_losses": False}
+EQUAL = [0.25, 0.5, 0.75]  # where four stages of equal compute end, in parts of the budget
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "serial, depth 8": ("fashion_vit", {"schedule": "joint", "depth": 8}),
@@ -80,7 +80,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LASTING = {
     **{row: ROWS[row] for row in ("serial, depth 8", "serial, depth 2", "PF 4×2 joint", "PF 4×2 stagewise")},
-    "PF 4×2 stagewise, stages of equal compute": ("fashion_paraformer", {**STAGEWISE, "advance_at": [0.25, 0.5, 0.75]}),
+    "PF 4×2 stagewise, stages of equal compute": ("fashion_paraformer", {**STAGEWISE, "advance_at": EQUAL}),
+}
+BUDGETS = {
+    "small": (ROWS, "2e5 layer_evals"),
+    "large": (ROWS, "8e5 layer_evals"),
+    "largest": (LASTING, "3.2e6 layer_evals"),
 }
 
 AUTHORS: dict[str, Any] = {"image_size": 224, "patch_size": 16, "embedding": "linear"}
@@ -230,10 +235,7 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
             for name, (data, samples) in PAPER_SETS.items()
         }
     else:
-        groups = {
-            group: (LASTING if group == "largest" else ROWS, {**COMMON, "budget": budget})
-            for group, budget in BUDGETS.items()
-        }
+        groups = {group: (rows, {**COMMON, "budget": budget}) for group, (rows, budget) in BUDGETS.items()}
     if size == "smoke":
         chosen = ("serial, depth 8", "serial, depth 2", "PF 4×2 joint", "PF 4×2 stagewise")
         groups = {"small": ({row: ROWS[row] for row in chosen}, {**COMMON, **DIGITS, "budget": "4096 layer_evals"})}

@@ -111,8 +111,7 @@ def findings(records: list[dict[str, Any]]) -> list[str]:
     found, texts = by_row(records), []
     for group, rows in found.items():
         if group == TIMES:
-            shown = (f"{row}: {_times(of)}" for row, of in rows.items())
-            texts.append(f"A training step on one process, {'; '.join(shown)}.")
+            texts.append(_times(rows))
             continue
         shown = (
             f"{row} {show('accuracy', last(of, 'accuracy'))} ({mean(r['parameters'] for r in of):,.0f})"
@@ -161,11 +160,14 @@ def _efficiency(found: _Found) -> Verdict:
             ours = last(of, "batched_speedup")
             gap = abs(mean(ours) - mean(base))
             changed.append(gap > CHANGE * mean(base) and gap > doubt(ours, base))
-    shown = "; ".join(f"{row}: {_times(of)}" for row, of in rows.items())
-    return Verdict(answer(changed), f"A training step on one process: {shown}.")
+    return Verdict(answer(changed), _times(rows))
 
 
-def _times(of: list[dict[str, Any]]) -> str:
+def _times(rows: dict[str, list[dict[str, Any]]]) -> str:
+    return f"A training step on one process: {'; '.join(f'{row}: {_time(of)}' for row, of in rows.items())}."
+
+
+def _time(of: list[dict[str, Any]]) -> str:
     loop, batched = (mean(last(of, f"{way}_speedup")) for way in ("loop", "batched"))
     chain, serial = (mean(last(of, key)) for key in ("chain", "serial_chain"))
     return (

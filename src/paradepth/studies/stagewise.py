@@ -35,7 +35,6 @@ PROTOCOL = (
 BUDGET = "1.2e6 layer_evals"  # 2.8 epochs of a stack of depth 8 on 54,000 images
 COMMON: dict[str, Any] = {**schedules.COMMON, "validations": 16}
 
-EQUAL = [0.25, 0.5, 0.75]  # stages of equal compute
 SHARES = [0.1, 0.3, 0.6]  # stages of about equal numbers of steps: a step of stage k costs k branches
 
 FREE, FROZEN, LATER = "free, one decay over the run", "frozen", "free, one decay, later stages longer"
@@ -96,7 +95,7 @@ def study(size: Size = "here", *, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """Stagewise training: variants of predecessors, annealing, losses and the start of a branch."""
     recipe, group = "fashion_paraformer", "1,200,000 layer evaluations"
     given, variants = {**COMMON, "budget": BUDGET}, dict(VARIANTS)
-    equal, shares = EQUAL, SHARES
+    equal, shares = schedules.EQUAL, SHARES
     if size == "smoke":
         given |= {**schedules.DIGITS, "budget": "4096 layer_evals"}
         variants = {label: VARIANTS[label] for label in ("free", FROZEN, FREE, LATER)}

@@ -12,7 +12,7 @@ from paradepth.studies.rules import answer
 SETS = {"Fashion-MNIST": "fashion_mnist.json", "CIFAR-10": "cifar10.json"}
 TOLERATED = 0.005  # loss of test accuracy that counts as minimal
 
-_COMMAND = "paradepth compress runs/fashion --no-latency --test"
+_COMMAND = "for run in fashion cifar10; do paradepth compress runs/$run --no-latency --test; done"
 
 Point = dict[str, Any]  # a plan with its test accuracy, parameters and bytes
 Result = dict[str, Any]  # of `paradepth compress`
@@ -84,9 +84,8 @@ def _added(compression: Result) -> Verdict:
     kept = [point for point in points if _loss(full, point) <= TOLERATED]
     prefix = _smallest([point for point in kept if _is_prefix(point)], "bytes")
     quantised = [p for p in kept if "int" in p["plan"] and not _is_pruned(p) and p["bytes"] < prefix["bytes"]]
-    pruned = [p for p in kept if _is_pruned(p) and "int8" in p["plan"]]
     int8 = _smallest([p for p in quantised if "int8" in p["plan"]] or [prefix], "bytes")
-    pruned = [p for p in pruned if p["bytes"] < int8["bytes"]]
+    pruned = [p for p in kept if _is_pruned(p) and "int8" in p["plan"] and p["bytes"] < int8["bytes"]]
     best = [
         _described(full, _smallest(plans, "bytes"), "bytes") if plans else f"no {name} model is smaller at that loss"
         for name, plans in (("quantised", quantised), ("pruned", pruned))
